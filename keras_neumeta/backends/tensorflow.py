@@ -1,0 +1,16 @@
+"""TensorFlow: a gradient tape."""
+
+import keras
+import tensorflow as tf
+
+
+class GradientStep:
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            loss, y_pred = self.manifold_loss(x, y, sample_weight)
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        return self.step_logs(x, y, y_pred, sample_weight)

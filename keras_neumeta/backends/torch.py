@@ -1,0 +1,17 @@
+"""PyTorch: backward on the loss."""
+
+import keras
+import torch
+
+
+class GradientStep:
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self.zero_grad()
+        loss, y_pred = self.manifold_loss(x, y, sample_weight)
+        self.optimizer.scale_loss(loss).backward()
+        variables = self.trainable_variables
+        gradients = [v.value.grad for v in variables]
+        with torch.no_grad():
+            self.optimizer.apply(gradients, variables)
+        return self.step_logs(x, y, y_pred, sample_weight)

@@ -1,0 +1,184 @@
+"""`AnchoredField`: control points anchored at the target's own weights."""
+
+import numpy as np
+from keras import ops
+
+from keras_neumeta.fields.correction import SizeCorrection
+from keras_neumeta.fields.interpolation import KERNELS
+from keras_neumeta.fields.interpolation import group_sizes
+from keras_neumeta.fields.interpolation import interpolation_matrix
+from keras_neumeta.fields.interpolation import is_static
+from keras_neumeta.fields.interpolation import result_axes
+from keras_neumeta.fields.interpolation import transform_axis
+from keras_neumeta.fields.weight_field import WeightField
+from keras_neumeta.serialization import register_serializable
+
+
+@register_serializable
+class AnchoredField(WeightField):
+    """Learned control points, interpolated, with a correction by the size.
+
+    Each weight of the target becomes an array of control points of the same
+    shape, started at the target's (smoothed) weights. A smaller network reads
+    them at evenly spaced positions along each channel axis. Sums over `n` of
+    `N` input channels are multiplied by `N / n`, so that they keep their
+    size. At full size the field is the target, exactly.
+
+    Control points follow Integral Neural Networks (Solodskikh et al., CVPR
+    2023); the correction is an implicit neural representation as in Neural
+    Metamorphosis (Yang and Wang, ECCV 2024).
+
+    Args:
+        interpolation: `"linear"` or `"cubic"`.
+        stretch: Exponent `a` of the positions: channel `i` of `n` reads at
+            `(i + 0.5) * (N / n) ** a - 0.5`. 1 keeps relative positions, 0
+            reads the leading slice (and leaves sums as they are).
+        correction: `"gain"` for a small implicit network, conditioned on the
+            size and started at zero, that scales each output channel of the
+            kernels and shifts biases, gamma and beta; `None` for none.
+        seed: Seed of the correction's initial values.
+
+    Example:
+
+    ```python
+    field = keras_neumeta.AnchoredField(interpolation="cubic")
+    hyper = keras_neumeta.ManifoldHyperModel(model, field=field)
+    ```
+    """
+
+    def __init__(
+        self,
+        interpolation="linear",
+        stretch=1.0,
+        correction="gain",
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if interpolation not in KERNELS:
+            raise ValueError(
+                f"Argument `interpolation` must be one of {KERNELS}. "
+                f"Received: interpolation={interpolation!r}"
+            )
+        if correction not in ("gain", None):
+            raise ValueError(
+                "Argument `correction` must be 'gain' or None. "
+                f"Received: correction={correction!r}"
+            )
+        if not 0.0 <= stretch <= 1.0:
+            raise ValueError(
+                "Argument `stretch` must be in [0, 1]: 0 reads the leading "
+                f"slice, 1 relative positions. Received: stretch={stretch!r}"
+            )
+        self.interpolation = interpolation
+        self.stretch = float(stretch)
+        self.correction = correction
+        self.seed = seed
+        self.size_correction = (
+            SizeCorrection(seed=seed, name="size_correction")
+            if correction == "gain"
+            else None
+        )
+
+    def attach(self, graph, values):
+        super().attach(graph, values)
+        self.control_points = []
+        for layout, value in zip(self.layouts, values, strict=True):
+            value = np.asarray(value, "float32")
+            variable = self.add_weight(
+                shape=layout.shape,
+                initializer="zeros",
+                trainable=layout.trainable,
+                name=layout.path.replace("/", "_"),
+            )
+            variable.assign(value)
+            self.control_points.append(variable)
+        if self.size_correction is not None:
+            self.size_correction.attach(graph, self.layouts)
+
+    def generate(self, sizes, offsets=None):
+        full = self.graph.full_sizes
+        if is_static(sizes) and sizes == full and offsets is None:
+            return [ops.convert_to_tensor(v) for v in self.control_points]
+        numbers = group_sizes(self.graph, sizes)
+        matrices, scales = {}, {}
+        for group in self.graph.groups:
+            number = numbers[group.index]
+            matrices[group.index] = interpolation_matrix(
+                number,
+                group.num_channels,
+                None if offsets is None else offsets[group.index],
+                self.interpolation,
+                self.stretch,
+            )
+            scales[group.index] = self._input_scale(
+                number, group.num_channels
+            )
+        scaled = {
+            index: None if matrix is None else matrix * scales[index]
+            for index, matrix in matrices.items()
+        }
+        corrections = self._corrections(sizes)
+        weights = []
+        for index, (layout, points) in enumerate(
+            zip(self.layouts, self.control_points)
+        ):
+            value = ops.convert_to_tensor(points)
+            results = result_axes(layout, sizes)
+            for number, axis in layout.axes.items():
+                value = transform_axis(
+                    value,
+                    number,
+                    axis,
+                    scaled if number in layout.summed else matrices,
+                    results[number],
+                )
+            if index in corrections:
+                value = _correct(points, value, *corrections[index])
+            weights.append(value)
+        return weights
+
+    def _input_scale(self, number, full):
+        if isinstance(number, int):
+            return float(np.power(full / number, self.stretch))
+        return ops.power(full / ops.cast(number, "float32"), self.stretch)
+
+    def _corrections(self, sizes):
+        """Dict from layout index to (axis number, correction)."""
+        static = is_static(sizes)
+        if self.size_correction is None or (
+            static and sizes == self.graph.full_sizes
+        ):
+            return {}
+        corrections = self.size_correction.generate(
+            ops.convert_to_tensor(sizes)
+        )
+        if not static:
+            return corrections
+        return {
+            index: (
+                number,
+                ops.take(part, self.layouts[index].axes[number].keep(sizes)),
+            )
+            for index, (number, part) in corrections.items()
+        }
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "interpolation": self.interpolation,
+            "stretch": self.stretch,
+            "correction": self.correction,
+            "seed": self.seed,
+        }
+
+
+def _correct(points, value, number, correction):
+    """Scales a kernel, shifts a vector, along the given axis."""
+    rank = len(value.shape)
+    if rank == 1:
+        size = ops.sqrt(ops.mean(ops.square(points)))
+        return value + ops.stop_gradient(size + 0.01) * correction
+    shape = [1] * rank
+    shape[number] = -1
+    return value * (1.0 + ops.reshape(correction, shape))

@@ -1,0 +1,160 @@
+"""Reading an axis of `N` control points at the positions of `n` channels."""
+
+import math
+
+from keras import ops
+
+
+KERNELS = ("linear", "cubic")
+
+
+def is_static(sizes):
+    """Whether sizes are known when a compiled function is traced."""
+    return isinstance(sizes, tuple)
+
+
+def interpolation_matrix(
+    size, full, offsets=None, kernel="linear", stretch=1.0
+):
+    """Matrix that reads `full` control points at `size` positions.
+
+    Channel `i` of `size` reads at position
+    `(i + 0.5 + offset) * (full / size) ** stretch - 0.5`: `stretch=1` keeps
+    relative positions, `stretch=0` reads the leading slice.
+
+    Args:
+        size: Number of channels: an integer, or a scalar int tensor.
+        full: Number of control points, an integer.
+        offsets: `None`, or a float tensor `(full,)` of coordinate noise.
+        kernel: `"linear"` or `"cubic"` (Keys' cubic convolution, a=-0.5).
+        stretch: Exponent of the positions.
+
+    Returns:
+        `None` for the identity, else a float32 tensor: `(full, size)` for an
+        integer size, `(full, full)` with zero columns from `size` on for a
+        tensor.
+    """
+    static = isinstance(size, int)
+    if static and size == full and offsets is None:
+        return None
+    columns = size if static else full
+    index = ops.arange(columns, dtype="float32") + 0.5
+    if offsets is not None:
+        index = index + offsets[:columns]
+    if static:
+        step = math.pow(full / size, stretch)
+    else:
+        step = ops.power(full / ops.cast(size, "float32"), stretch)
+    # The last position of a size is never beyond the last control point,
+    # but those of channels that are masked away are.
+    positions = ops.clip(index * step - 0.5, 0.0, full - 1.0)
+    points = ops.arange(full, dtype="float32")
+    if kernel == "linear":
+        distance = ops.abs(points[:, None] - positions[None, :])
+        matrix = ops.maximum(1.0 - distance, 0.0)
+    else:
+        matrix = _cubic_matrix(positions, full)
+    if static:
+        return matrix
+    present = ops.arange(columns, dtype="int32") < size
+    return matrix * ops.cast(present, "float32")
+
+
+def _cubic_matrix(positions, full):
+    # Points beyond the ends repeat the end points.
+    points = ops.arange(-2, full + 2, dtype="float32")
+    distance = ops.abs(points[:, None] - positions[None, :])
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    matrix = ops.where(
+        distance < 1.0, near, ops.where(distance < 2.0, far, 0.0)
+    )
+    top = ops.sum(matrix[:3], axis=0, keepdims=True)
+    bottom = ops.sum(matrix[full + 1 :], axis=0, keepdims=True)
+    if full == 1:
+        return ops.sum(matrix, axis=0, keepdims=True)
+    return ops.concatenate([top, matrix[3 : full + 1], bottom], axis=0)
+
+
+def spreading_matrix(size, full, stretch=1.0):
+    """Matrix that spreads values of `size` channels over `full` points.
+
+    The counterpart of `interpolation_matrix`, linear and without noise.
+
+    Returns:
+        `None` for the identity, else a float32 tensor `(size, full)` for an
+        integer size, `(full, full)` with zero rows from `size` on for a
+        tensor; and a float32 tensor `(full,)`, 1 where a point is reached.
+    """
+    static = isinstance(size, int)
+    if static and size == full:
+        return None, None
+    rows = size if static else full
+    number = ops.cast(size, "float32")
+    step = ops.power(number / full, stretch)
+    positions = (ops.arange(full, dtype="float32") + 0.5) * step - 0.5
+    reached = ops.cast(positions < number - 0.25, "float32")
+    positions = ops.clip(positions, 0.0, number - 1.0)
+    points = ops.arange(rows, dtype="float32")
+    distance = ops.abs(points[:, None] - positions[None, :])
+    return ops.maximum(1.0 - distance, 0.0), reached
+
+
+def transform_axis(value, number, axis, matrices, result_axis):
+    """Multiplies the channels of each group along one axis by a matrix.
+
+    Args:
+        value: Tensor.
+        number: The number of the axis.
+        axis: Its `Axis`.
+        matrices: Dict from group to matrix `(channels, new channels)` or
+            `None` for the identity.
+        result_axis: The `Axis` that the result has.
+
+    Returns:
+        Tensor with `len(result_axis)` positions along that axis.
+    """
+    if all(matrices[piece.group] is None for piece in axis.pieces):
+        return value
+    last = len(value.shape) - 1
+    value = ops.moveaxis(value, number, last)
+    if axis.order is not None:
+        value = ops.take(value, axis.order, axis=last)
+    lead = tuple(value.shape[:-1])
+    parts, start = [], 0
+    for piece in axis.pieces:
+        stop = start + piece.blocks * piece.num_channels
+        part = value[..., start:stop] if len(axis.pieces) > 1 else value
+        matrix = matrices[piece.group]
+        if matrix is not None:
+            part = ops.reshape(part, (-1, piece.num_channels))
+            part = ops.matmul(part, matrix)
+            part = ops.reshape(part, (*lead, -1))
+        parts.append(part)
+        start = stop
+    value = ops.concatenate(parts, axis=last) if len(parts) > 1 else parts[0]
+    if result_axis.inverse is not None:
+        value = ops.take(value, result_axis.inverse, axis=last)
+    return ops.moveaxis(value, last, number)
+
+
+def result_axes(layout, sizes):
+    """The axes of the generated weight: smaller for static sizes."""
+    if is_static(sizes):
+        return {n: axis.at(sizes) for n, axis in layout.axes.items()}
+    return layout.axes
+
+
+def group_sizes(graph, sizes):
+    """One size per group: integers for static sizes, else scalar tensors.
+
+    Frozen groups always have an integer.
+    """
+    return [
+        int(sizes[group.index])
+        if is_static(sizes)
+        else (sizes[group.index] if group.morphable else group.num_channels)
+        for group in graph.groups
+    ]
+
+

@@ -1,0 +1,11 @@
+"""Channel graph: which channels belong together, and networks of any size."""
+
+from keras_neumeta.graph.channel_graph import ChannelGraph as ChannelGraph
+from keras_neumeta.graph.channel_graph import trace as trace
+from keras_neumeta.graph.layout import ChannelGroup as ChannelGroup
+from keras_neumeta.graph.layout import VariableLayout as VariableLayout
+from keras_neumeta.graph.resize import resize as resize
+from keras_neumeta.graph.rules import (
+    register_elementwise as register_elementwise,
+)
+from keras_neumeta.graph.rules import register_rule as register_rule

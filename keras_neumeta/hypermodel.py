@@ -1,0 +1,515 @@
+"""`ManifoldHyperModel`: one network, trained as every size of itself."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_neumeta import samplers
+from keras_neumeta.backends import GradientStep
+from keras_neumeta.distillation import distillation_losses
+from keras_neumeta.fields import AnchoredField
+from keras_neumeta.fields import ImplicitField
+from keras_neumeta.fields import WeightField
+from keras_neumeta.fields.interpolation import is_static
+from keras_neumeta.graph import resize
+from keras_neumeta.graph import trace
+from keras_neumeta.morphing import morph
+from keras_neumeta.network import Network
+from keras_neumeta.serialization import register_serializable
+from keras_neumeta.smoothing import smooth as smooth_channels
+from keras_neumeta.statistics import StatisticsField
+
+_FIELDS = {"anchored": AnchoredField, "implicit": ImplicitField}
+_SAMPLERS = {"sandwich": samplers.Sandwich, "uniform": samplers.Uniform}
+
+
+@register_serializable
+class ManifoldHyperModel(GradientStep, keras.Model):
+    """Learns the weight manifold of a network: all its sizes at once.
+
+    Each training step draws sizes, generates the weights of these sizes from
+    the weight field, runs the target with them and updates the field by the
+    gradient of the loss. `morph` then gives a plain network of any size.
+
+    The given model is copied, never changed. `evaluate` and `predict` use the
+    full size.
+
+    Source: Neural Metamorphosis (Yang and Wang, ECCV 2024).
+
+    Args:
+        model: The target: a built Sequential or functional `keras.Model`,
+            trained or not.
+        field: A `WeightField`, `"anchored"` or `"implicit"`.
+        sampler: A `SizeSampler`, `"sandwich"` or `"uniform"`.
+        distillation: Share of in-place distillation in the loss of the
+            smaller sizes of a step, in [0, 1]: at 1 they learn from the
+            outputs of the largest size alone, at 0 from the labels alone. No
+            effect with a sampler that draws one size.
+        reconstruction: Weight of the distance between the generated weights
+            at full size and the target's own.
+        weight_norm: Weight of the sum of the L2 norms of the generated
+            weights.
+        noise: Coordinate noise while training: uniform within this many
+            channels (1 as published, 0 for none). The full size gets none.
+        smooth: Whether to permute the target's channels along a shortest
+            path first (`keras_neumeta.smooth`).
+        distillation_loss: `"auto"` (soft cross-entropy where the compiled
+            loss is a cross-entropy, else the mean squared error), or a
+            function or `keras.losses.Loss` of the teacher's and the
+            student's output.
+        seed: Seed of the noise, the sampler and the field, where these are
+            given by name.
+
+    Raises:
+        TypeError, ValueError: If an argument cannot be used; the message
+            says why.
+
+    Example:
+
+    ```python
+    hyper = keras_neumeta.ManifoldHyperModel(model)
+    hyper.compile("adam", loss, metrics=["accuracy"])
+    hyper.fit(x, y, epochs=5)
+    small = hyper.morph(ratio=0.25)
+    ```
+    """
+
+    def __init__(
+        self,
+        model,
+        field="anchored",
+        sampler="sandwich",
+        *,
+        distillation=1.0,
+        reconstruction=0.0,
+        weight_norm=0.0,
+        noise=0.0,
+        smooth=True,
+        distillation_loss="auto",
+        seed=None,
+        name=None,
+        **kwargs,
+    ):
+        graph = trace(model)
+        _check_target(graph)
+        weights = {
+            "distillation": distillation,
+            "reconstruction": reconstruction,
+            "weight_norm": weight_norm,
+            "noise": noise,
+        }
+        for argument, value in weights.items():
+            limit = 1.0 if argument == "distillation" else np.inf
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(
+                    f"Argument `{argument}` must be a number. "
+                    f"Received: {argument}={value!r}"
+                )
+            if not 0.0 <= value <= limit:
+                raise ValueError(
+                    f"Argument `{argument}` must be in [0, {limit:g}]. "
+                    f"Received: {argument}={value}"
+                )
+        field = _by_name("field", field, _FIELDS, WeightField, seed)
+        sampler = _by_name(
+            "sampler", sampler, _SAMPLERS, samplers.SizeSampler, seed
+        )
+        # Layers cast what they compute with; the field stays in float32.
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.distillation = float(distillation)
+        self.reconstruction = float(reconstruction)
+        self.weight_norm = float(weight_norm)
+        self.noise = float(noise)
+        self.distillation_loss = distillation_loss
+        self.seed = seed
+
+        target = resize(graph, graph.full_sizes)
+        target.set_weights(model.get_weights())
+        if smooth:
+            target = smooth_channels(target)
+        target.compiled = False
+        self.graph = trace(target)
+        self.output_names = list(
+            getattr(target, "output_names", None) or ["output"]
+        )
+        # `Network` hides the target from Keras' tracking: all that trains
+        # lives in the field, and the target's own variables are never read.
+        self.full = Network(target, self.graph, self.graph.full_sizes)
+        values = [keras.ops.convert_to_numpy(v) for v in target.variables]
+        by_role = {"weight": [], "statistic": [], "state": []}
+        for layout, value in zip(self.graph.layouts, values, strict=True):
+            by_role[layout.role].append(value)
+
+        self.field = field
+        self.sampler = sampler
+        self.field.attach(self.graph, by_role["weight"])
+        self.statistics = StatisticsField(
+            min_ratio=sampler.min_ratio, stretch=field.stretch
+        )
+        self.statistics.attach(self.graph, by_role["statistic"])
+        states = [x for x in self.graph.layouts if x.role == "state"]
+        variables = [v for v in target.variables]
+        self.states = [
+            self.add_weight(
+                shape=layout.shape,
+                initializer="zeros",
+                dtype=variable.dtype,
+                trainable=False,
+                name=layout.path.replace("/", "_"),
+            )
+            for layout, variable in zip(
+                states,
+                [
+                    v
+                    for v, x in zip(variables, self.graph.layouts)
+                    if x.role == "state"
+                ],
+                strict=True,
+            )
+        ]
+        for variable, value in zip(self.states, by_role["state"]):
+            variable.assign(value)
+        self.references = []
+        if self.reconstruction:
+            for layout, value in zip(self.field.layouts, by_role["weight"]):
+                reference = self.add_weight(
+                    shape=layout.shape,
+                    initializer="zeros",
+                    trainable=False,
+                    dtype="float32",
+                    name=f"reference_{layout.path.replace('/', '_')}",
+                )
+                reference.assign(value)
+                self.references.append(reference)
+        self.noise_seed = keras.random.SeedGenerator(seed)
+        # Networks of the sizes that every step uses, computed at that size.
+        self.static_networks = _Untracked()
+        for ratio in sampler.static_ratios:
+            self._network(self.graph.sizes(ratio))
+        self.trackers = {
+            name: keras.metrics.Mean(name=name) for name in self._loss_terms()
+        }
+        self.built = True
+
+    @property
+    def target(self):
+        """The plain model at full size, with the current weights."""
+        return self.morph(ratio=1.0)
+
+    def _network(self, sizes):
+        """The network that computes weights of these sizes."""
+        if not is_static(sizes) or sizes == self.graph.full_sizes:
+            return self.full
+        networks = self.static_networks.value
+        if sizes not in networks:
+            networks[sizes] = Network(
+                resize(self.graph, sizes), self.graph, sizes
+            )
+        return networks[sizes]
+
+    def _loss_terms(self):
+        terms = ["task_loss"]
+        if self.distillation and len(self.sampler.static_ratios) > 0:
+            terms.append("distillation_loss")
+        if self.reconstruction:
+            terms.append("reconstruction_loss")
+        if self.weight_norm:
+            terms.append("weight_norm_loss")
+        return terms
+
+    def call(self, inputs, training=False):
+        """Runs the target at full size."""
+        outputs, losses = self._run(
+            self.graph.full_sizes,
+            self.field.generate(self.graph.full_sizes),
+            inputs,
+            training,
+        )
+        for loss in losses:
+            self.add_loss(loss)
+        return outputs
+
+    def _run(self, sizes, weights, inputs, training):
+        """Runs a size of the target; keeps its statistics and states."""
+        statistics = self.statistics.generate(sizes)
+        outputs, new_statistics, new_states, losses = self._network(sizes)(
+            weights,
+            statistics,
+            [ops.convert_to_tensor(v) for v in self.states],
+            inputs,
+            training,
+        )
+        if training:
+            self.statistics.update(sizes, statistics, new_statistics)
+            for variable, value in zip(self.states, new_states):
+                variable.assign(value)
+        return outputs, losses
+
+    def sizes_of(self, ratio):
+        """Channels per group at a drawn ratio: static if the ratio is."""
+        if isinstance(ratio, float):
+            return self.graph.sizes(ratio)
+        full = ops.convert_to_tensor(self.graph.full_sizes, "float32")
+        least = ops.convert_to_tensor(
+            [1.0 if g.morphable else g.num_channels for g in self.graph.groups],
+            "float32",
+        )
+        sizes = ops.clip(ops.round(ratio * full), least, full)
+        return ops.cast(sizes, "int32")
+
+    def draw_offsets(self, sizes, noise=None):
+        """Coordinate noise for one size: a tensor per group, or `None`."""
+        noise = self.noise if noise is None else noise
+        if not noise or (
+            is_static(sizes) and sizes == self.graph.full_sizes
+        ):
+            return None
+        return [
+            keras.random.uniform(
+                (n,), -0.5 * noise, 0.5 * noise, seed=self.noise_seed
+            )
+            for n in self.graph.full_sizes
+        ]
+
+    def manifold_loss(self, x, y=None, sample_weight=None):
+        """The loss of one step, over the sizes that the sampler draws.
+
+        Backend-neutral; the backend's `train_step` takes its gradient.
+
+        Returns:
+            The total loss, and the outputs of the largest size.
+        """
+        self._clear_losses()
+        x = keras.tree.map_structure(
+            lambda v: None if v is None else ops.convert_to_tensor(v), x
+        )
+        total, task_total, distillation_total = 0.0, 0.0, 0.0
+        largest, full_weights = None, None
+        ratios = self.sampler.sample()
+        for ratio in ratios:
+            sizes = self.sizes_of(ratio)
+            weights = self.field.generate(sizes, self.draw_offsets(sizes))
+            if is_static(sizes) and sizes == self.graph.full_sizes:
+                full_weights = weights
+            outputs, losses = self._run(sizes, weights, x, training=True)
+            loss = self._compute_loss(
+                x, y, outputs, sample_weight, training=True
+            )
+            task_total = task_total + loss
+            if largest is None:
+                largest = outputs
+            elif self.distillation:
+                distilled = self._distill(largest, outputs, sample_weight)
+                distillation_total = distillation_total + distilled
+                share = self.distillation
+                loss = (1.0 - share) * loss + share * distilled
+            total = total + loss
+            for extra in losses:
+                total = total + ops.sum(ops.cast(extra, "float32"))
+            if self.weight_norm:
+                norm = self._norm(weights) * self.weight_norm
+                self.trackers["weight_norm_loss"].update_state(norm)
+                total = total + norm
+        total = total / len(ratios)
+        self.trackers["task_loss"].update_state(task_total / len(ratios))
+        if "distillation_loss" in self.trackers:
+            self.trackers["distillation_loss"].update_state(
+                distillation_total / max(len(ratios) - 1, 1)
+            )
+        if self.reconstruction:
+            if full_weights is None:
+                full_weights = self.field.generate(self.graph.full_sizes)
+            distance = self._reconstruct(full_weights) * self.reconstruction
+            self.trackers["reconstruction_loss"].update_state(distance)
+            total = total + distance
+        self._loss_tracker.update_state(
+            total, sample_weight=_batch_size(x)
+        )
+        return total, largest
+
+    def _distill(self, teacher, student, sample_weight):
+        teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
+        teachers, students = (
+            keras.tree.flatten(teacher),
+            keras.tree.flatten(student),
+        )
+        weights = keras.tree.flatten(sample_weight)
+        if len(weights) != len(teachers):
+            weights = [weights[0] if len(weights) == 1 else None] * len(
+                teachers
+            )
+        if self.distillation_loss == "auto":
+            losses = distillation_losses(
+                getattr(self, "loss", None), self.output_names, len(teachers)
+            )
+        else:
+            losses = [
+                _reduced(keras.losses.get(self.distillation_loss))
+            ] * len(teachers)
+        return sum(
+            loss(a, b, weight)
+            for loss, a, b, weight in zip(losses, teachers, students, weights)
+        )
+
+    def _reconstruct(self, weights):
+        """Mean over tensors of mean(|w*| / max|w*| * (w - w*)^2)."""
+        distances = []
+        for weight, reference in zip(weights, self.references):
+            size = ops.abs(reference)
+            importance = size / (ops.max(size) + 1e-12)
+            distances.append(
+                ops.mean(importance * ops.square(weight - reference))
+            )
+        return sum(distances) / len(distances)
+
+    def _norm(self, weights):
+        # The gradient of a norm at zero (an unused bias) is undefined.
+        return sum(
+            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12)
+            for weight in weights
+        )
+
+    def step_logs(self, x, y, y_pred, sample_weight):
+        """Metrics of the largest size, and every term of the loss."""
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        for name, tracker in self.trackers.items():
+            logs[name] = tracker.result()
+        return logs
+
+    def get_metrics_result(self):
+        # The terms of the training loss have no value in `evaluate`.
+        logs = super().get_metrics_result()
+        return {k: v for k, v in logs.items() if k not in self.trackers}
+
+    def morph(
+        self,
+        ratio=None,
+        *,
+        samples=1,
+        noise=1.0,
+        divisor=1,
+        calibration_data=None,
+        name=None,
+    ):
+        """Builds the plain network of a size, with weights from the field.
+
+        Args:
+            ratio: Kept width of every morphable channel group, in (0, 1].
+            samples: Number of noisy samples of the weights to average, the
+                first one without noise (50 to 100 in the paper).
+            noise: Width of that noise, in channels.
+            divisor: Round the channels of each group to multiples of this
+                number (8, say, for hardware).
+            calibration_data: Inputs, or a dataset of `x` or `(x, y)` batches,
+                on which the batch-norm statistics are measured anew. Default:
+                the statistics that training kept for this size.
+            name: Name of the new model. Default: that of the target.
+
+        Returns:
+            A Sequential or functional `keras.Model` that knows nothing of
+            this library; compiled with the same loss and metrics if the
+            hypermodel is.
+        """
+        return morph(
+            self,
+            ratio,
+            samples=samples,
+            noise=noise,
+            divisor=divisor,
+            calibration_data=calibration_data,
+            name=name,
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        distillation_loss = self.distillation_loss
+        if not isinstance(distillation_loss, str):
+            distillation_loss = serialize(distillation_loss)
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": serialize(self.dtype_policy),
+            "model": serialize(self.full.model),
+            "field": serialize(self.field),
+            "sampler": serialize(self.sampler),
+            "distillation": self.distillation,
+            "reconstruction": self.reconstruction,
+            "weight_norm": self.weight_norm,
+            "noise": self.noise,
+            "distillation_loss": distillation_loss,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("model", "field", "sampler", "dtype"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        if not isinstance(config["distillation_loss"], str):
+            config["distillation_loss"] = (
+                keras.saving.deserialize_keras_object(
+                    config["distillation_loss"],
+                    custom_objects=custom_objects,
+                )
+            )
+        # The weights that follow are smooth already.
+        return cls(**config, smooth=False)
+
+
+class _Untracked:
+    """Holds networks out of Keras' sight."""
+
+    def __init__(self):
+        self.value = {}
+
+
+def _check_target(graph):
+    model = graph.model
+    if not graph.morphable_groups:
+        reasons = "\n".join(
+            f"  {group.name}: {group.frozen}" for group in graph.groups
+        )
+        raise ValueError(
+            f"Argument `model`: no layer of '{model.name}' can change its "
+            "number of channels, so there is no other size to learn. "
+            f"Reasons per channel group:\n{reasons or '  no channels found'}"
+        )
+    for variable in model.variables:
+        value = ops.convert_to_numpy(variable)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                f"Argument `model`: variable '{variable.path}' of "
+                f"'{model.name}' holds NaN or infinite values. Restore or "
+                "retrain the model before morphing it."
+            )
+    if not model.trainable_variables:
+        raise ValueError(
+            f"Argument `model`: '{model.name}' has no trainable variables. "
+            "Set `model.trainable = True`, or the layers that shall learn."
+        )
+
+
+def _by_name(argument, value, names, kind, seed):
+    if isinstance(value, str) and value in names:
+        return names[value](seed=seed)
+    if isinstance(value, kind):
+        return value
+    raise ValueError(
+        f"Argument `{argument}` must be a `{kind.__name__}` or one of "
+        f"{sorted(names)}. Received: {argument}={value!r}"
+    )
+
+
+def _batch_size(x):
+    first = next(v for v in keras.tree.flatten(x) if v is not None)
+    return ops.shape(first)[0]
+
+
+def _reduced(loss):
+    """A loss function or object as `(teacher, student, weight) -> scalar`."""
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    return lambda teacher, student, weight: ops.mean(loss(teacher, student))

@@ -1,0 +1,200 @@
+"""Samplers: the sizes of each training step.
+
+Sizes follow an additive recurrence (a Kronecker sequence): the state moves on
+by an irrational step, modulo 1. It covers the range more evenly than
+independent draws, is the same on all backends and devices, compiles to one
+addition, and is saved with the model.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_neumeta.graph.channel_graph import check_ratio
+from keras_neumeta.serialization import register_serializable
+
+
+class SizeSampler(keras.layers.Layer):
+    """Draws the ratios (kept widths) of one training step.
+
+    Subclasses implement `sample` and set `num_draws`, `min_ratio` and
+    `max_ratio`.
+
+    Args:
+        num_draws: Numbers of the sequence that one step uses.
+        seed: Start of the sequence.
+    """
+
+    def __init__(self, num_draws, seed=None, **kwargs):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.num_draws = num_draws
+        start = np.random.default_rng(seed).random(max(num_draws, 1))
+        self.state = self.add_weight(
+            shape=(max(num_draws, 1),),
+            initializer="zeros",
+            trainable=False,
+            name="state",
+        )
+        self.state.assign(start.astype("float32"))
+        # Square roots of primes: irrational and independent.
+        primes = (5, 2, 3, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+        if num_draws > len(primes):
+            raise ValueError(
+                f"A sampler draws at most {len(primes)} ratios a step. "
+                f"Received: {num_draws}"
+            )
+        steps = np.sqrt(np.array(primes[: max(num_draws, 1)], "float64"))
+        steps[0] = (steps[0] - 1) / 2  # the golden ratio, the most even
+        self.steps = (steps % 1.0).astype("float32")
+        self.built = True
+
+    @property
+    def static_ratios(self):
+        """Ratios that every step uses, known beforehand."""
+        return ()
+
+    def next(self):
+        """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""
+        value = self.state + ops.convert_to_tensor(self.steps)
+        value = value - ops.floor(value)
+        self.state.assign(value)
+        return value
+
+    def sample(self):
+        """The ratios of one step.
+
+        Returns:
+            List of ratios, the largest first: Python floats where known
+            beforehand, else scalar float tensors.
+        """
+        raise NotImplementedError
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+
+def _check_range(min_ratio, max_ratio):
+    min_ratio, max_ratio = check_ratio(min_ratio), check_ratio(max_ratio)
+    if min_ratio > max_ratio:
+        raise ValueError(
+            "Argument `min_ratio` must not be above `max_ratio`. Received: "
+            f"min_ratio={min_ratio}, max_ratio={max_ratio}"
+        )
+    return min_ratio, max_ratio
+
+
+@register_serializable
+class Uniform(SizeSampler):
+    """One ratio a step, uniform in a range (the published way).
+
+    Args:
+        min_ratio, max_ratio: The range of the ratio, in (0, 1].
+        seed: Start of the sequence.
+    """
+
+    def __init__(self, min_ratio=0.25, max_ratio=1.0, seed=None, **kwargs):
+        self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
+        super().__init__(1, seed, **kwargs)
+
+    def sample(self):
+        span = self.max_ratio - self.min_ratio
+        return [self.min_ratio + span * self.next()[0]]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "min_ratio": self.min_ratio,
+            "max_ratio": self.max_ratio,
+        }
+
+
+@register_serializable
+class Discrete(SizeSampler):
+    """One ratio a step, out of a list.
+
+    Args:
+        ratios: Ratios in (0, 1].
+        probabilities: Their probabilities. Default: all equal.
+        seed: Start of the sequence.
+    """
+
+    def __init__(self, ratios, probabilities=None, seed=None, **kwargs):
+        self.ratios = [check_ratio(ratio) for ratio in ratios]
+        if not self.ratios:
+            raise ValueError("Argument `ratios` must not be empty.")
+        if probabilities is None:
+            probabilities = [1 / len(self.ratios)] * len(self.ratios)
+        probabilities = [float(p) for p in probabilities]
+        if (
+            len(probabilities) != len(self.ratios)
+            or min(probabilities) < 0
+            or not np.isclose(sum(probabilities), 1.0)
+        ):
+            raise ValueError(
+                "Argument `probabilities` must have one nonnegative number "
+                "per ratio, with sum 1. Received: "
+                f"probabilities={probabilities} for {len(self.ratios)} ratios"
+            )
+        self.probabilities = probabilities
+        self.min_ratio, self.max_ratio = min(self.ratios), max(self.ratios)
+        super().__init__(1, seed, **kwargs)
+
+    def sample(self):
+        bounds = ops.convert_to_tensor(np.cumsum(self.probabilities)[:-1], "float32")
+        ratios = ops.convert_to_tensor(self.ratios, "float32")
+        above = ops.cast(self.next()[0] >= bounds, "int32")
+        return [ops.take(ratios, ops.sum(above))]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "ratios": self.ratios,
+            "probabilities": self.probabilities,
+        }
+
+
+@register_serializable
+class Sandwich(SizeSampler):
+    """The largest, the smallest and some random ratios each step.
+
+    The largest and the smallest are computed physically at their size; each
+    random one costs as much as a step at full size.
+
+    Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
+    sandwich rule.
+
+    Args:
+        min_ratio, max_ratio: The range of the ratio, in (0, 1].
+        num_random: How many random ratios a step.
+        seed: Start of the sequence.
+    """
+
+    def __init__(
+        self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
+    ):
+        self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
+        self.num_random = num_random
+        super().__init__(num_random, seed, **kwargs)
+
+    @property
+    def static_ratios(self):
+        return (self.max_ratio, self.min_ratio)
+
+    def sample(self):
+        span = self.max_ratio - self.min_ratio
+        draws = self.next() if self.num_random else ()
+        return [
+            self.max_ratio,
+            *(self.min_ratio + span * draws[i] for i in range(self.num_random)),
+            self.min_ratio,
+        ]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "min_ratio": self.min_ratio,
+            "max_ratio": self.max_ratio,
+            "num_random": self.num_random,
+        }

@@ -1,0 +1,168 @@
+"""Batch-norm folding."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_neumeta.graph.channel_graph import _function
+from keras_neumeta.graph.channel_graph import check_model
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_FOLDABLE = (
+    keras.layers.Dense,
+    *_CONVOLUTIONS,
+    *_TRANSPOSED,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+)
+
+
+def fold_batch_norm(model):
+    """Folds each batch normalization into the linear layer before it.
+
+    A batch normalization is folded if it is the only use of the output of a
+    Dense or convolution layer without activation (both called once); others
+    stay as they are. The folded network computes what the original computes
+    in inference mode.
+
+    Args:
+        model: Built Sequential or functional `keras.Model`, nested models
+            included; not changed.
+
+    Returns:
+        A new model of the same kind, without the folded layers.
+
+    Example:
+
+    ```python
+    folded = keras_neumeta.fold_batch_norm(model)
+    ```
+    """
+    check_model(model)
+    return _fold(model)
+
+
+def _fold(model):
+    folds = _find_folds(_function(model))
+    folded_norms = {id(norm) for norm in folds.values()}
+    clones = []
+
+    def clone_layer(layer):
+        if isinstance(layer, keras.Sequential) and layer._functional or (
+            isinstance(layer, keras.Function)
+            and isinstance(layer, keras.Model)
+        ):
+            return _fold(layer)
+        config = layer.get_config()
+        if id(layer) in folds:
+            config["use_bias"] = True
+        if id(layer) in folded_norms:
+            return _Folded(name=layer.name)
+        clone = type(layer).from_config(config)
+        clone.trainable = layer.trainable
+        clones.append((layer, clone))
+        return clone
+
+    if isinstance(model, keras.Sequential):
+        layers = [clone_layer(layer) for layer in model.layers]
+        result = keras.Sequential(
+            [
+                keras.Input(
+                    batch_shape=model.inputs[0].shape,
+                    dtype=model.inputs[0].dtype,
+                    name=model.inputs[0].name,
+                ),
+                *(x for x in layers if not isinstance(x, _Folded)),
+            ],
+            name=model.name,
+        )
+    else:
+        result = keras.models.clone_model(
+            model,
+            clone_function=clone_layer,
+            call_function=lambda layer, *args, **kwargs: (
+                args[0]
+                if isinstance(layer, _Folded)
+                else layer(*args, **kwargs)
+            ),
+        )
+    for layer, clone in clones:
+        if id(layer) in folds:
+            clone.set_weights(_folded_weights(layer, folds[id(layer)]))
+        else:
+            clone.set_weights(layer.get_weights())
+    return result
+
+
+class _Folded(keras.layers.Layer):
+    """Stands for a folded layer while the graph is rebuilt."""
+
+
+def _find_folds(function):
+    """Dict from `id(linear layer)` to the normalization to fold into it."""
+    users, producer, num_calls = {}, {}, {}
+    for nodes in function._nodes_by_depth.values():
+        for node in nodes:
+            operation = node.operation
+            num_calls[id(operation)] = num_calls.get(id(operation), 0) + 1
+            for x in node.input_tensors:
+                users.setdefault(id(x), []).append(node)
+            for x in node.outputs:
+                producer[id(x)] = node
+    outputs = {id(x) for x in function.outputs}
+    folds = {}
+    for nodes in function._nodes_by_depth.values():
+        for node in nodes:
+            norm = node.operation
+            if not isinstance(norm, keras.layers.BatchNormalization):
+                continue
+            x = node.input_tensors[0]
+            if id(x) not in producer or id(x) in outputs:
+                continue
+            layer = producer[id(x)].operation
+            if (
+                type(layer) in _FOLDABLE
+                and layer.activation is keras.activations.linear
+                and len(users[id(x)]) == 1
+                and num_calls[id(layer)] == num_calls[id(norm)] == 1
+                and norm.axis % len(x.shape) == _channel_axis(layer, x)
+            ):
+                folds[id(layer)] = norm
+    return folds
+
+
+def _channel_axis(layer, x):
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return 1 if first else len(x.shape) - 1
+
+
+def _folded_weights(layer, norm):
+    def array(variable, default):
+        if variable is None:
+            return np.float64(default)
+        return ops.convert_to_numpy(variable).astype("float64")
+
+    mean = array(norm.moving_mean, 0.0)
+    deviation = np.sqrt(array(norm.moving_variance, 1.0) + norm.epsilon)
+    gain = array(norm.gamma, 1.0) / deviation
+    bias = (array(layer.bias, 0.0) - mean) * gain + array(norm.beta, 0.0)
+    if type(layer) in _SEPARABLE:
+        kernels = [
+            array(layer.depthwise_kernel, 0.0),
+            array(layer.pointwise_kernel, 0.0) * gain,
+        ]
+    elif type(layer) in _TRANSPOSED:
+        kernels = [array(layer.kernel, 0.0) * gain[:, None]]
+    elif type(layer) in _DEPTHWISE:
+        kernel = array(layer.kernel, 0.0)
+        kernels = [kernel * gain.reshape(kernel.shape[-2:])]
+    else:
+        kernels = [array(layer.kernel, 0.0) * gain]
+    return [value.astype("float32") for value in (*kernels, bias)]
