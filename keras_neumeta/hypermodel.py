@@ -7,14 +7,11 @@ from keras import ops
 from keras_neumeta import samplers
 from keras_neumeta.backends import GradientStep
 from keras_neumeta.distillation import distillation_losses
-from keras_neumeta.fields import AnchoredField
-from keras_neumeta.fields import ImplicitField
-from keras_neumeta.fields import WeightField
+from keras_neumeta.fields import AnchoredField, ImplicitField, WeightField
 from keras_neumeta.fields.interpolation import is_static
-from keras_neumeta.graph import resize
-from keras_neumeta.graph import trace
+from keras_neumeta.graph import resize, trace
 from keras_neumeta.morphing import morph
-from keras_neumeta.network import Network
+from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.statistics import StatisticsField
@@ -133,60 +130,34 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.output_names = list(
             getattr(target, "output_names", None) or ["output"]
         )
-        # `Network` hides the target from Keras' tracking: all that trains
-        # lives in the field, and the target's own variables are never read.
-        self.full = Network(target, self.graph, self.graph.full_sizes)
-        values = [keras.ops.convert_to_numpy(v) for v in target.variables]
-        by_role = {"weight": [], "statistic": [], "state": []}
-        for layout, value in zip(self.graph.layouts, values, strict=True):
-            by_role[layout.role].append(value)
+        # `Networks` is no layer, which hides the target from Keras' tracking:
+        # all that trains lives in the field, and the target's own variables
+        # are never read.
+        self.networks = Networks(self.graph)
+        values = {"weight": [], "statistic": [], "state": []}
+        for layout, variable in zip(
+            self.graph.layouts, target.variables, strict=True
+        ):
+            values[layout.role].append(ops.convert_to_numpy(variable))
 
         self.field = field
         self.sampler = sampler
-        self.field.attach(self.graph, by_role["weight"])
+        self.field.attach(self.graph, values["weight"])
         self.statistics = StatisticsField(
             min_ratio=sampler.min_ratio, stretch=field.stretch
         )
-        self.statistics.attach(self.graph, by_role["statistic"])
-        states = [x for x in self.graph.layouts if x.role == "state"]
-        variables = [v for v in target.variables]
+        self.statistics.attach(self.graph, values["statistic"])
         self.states = [
-            self.add_weight(
-                shape=layout.shape,
-                initializer="zeros",
-                dtype=variable.dtype,
-                trainable=False,
-                name=layout.path.replace("/", "_"),
-            )
-            for layout, variable in zip(
-                states,
-                [
-                    v
-                    for v, x in zip(variables, self.graph.layouts)
-                    if x.role == "state"
-                ],
-                strict=True,
-            )
+            self._constant("state", value) for value in values["state"]
         ]
-        for variable, value in zip(self.states, by_role["state"]):
-            variable.assign(value)
         self.references = []
         if self.reconstruction:
-            for layout, value in zip(self.field.layouts, by_role["weight"]):
-                reference = self.add_weight(
-                    shape=layout.shape,
-                    initializer="zeros",
-                    trainable=False,
-                    dtype="float32",
-                    name=f"reference_{layout.path.replace('/', '_')}",
-                )
-                reference.assign(value)
-                self.references.append(reference)
+            self.references = [
+                self._constant("reference", value) for value in values["weight"]
+            ]
         self.noise_seed = keras.random.SeedGenerator(seed)
-        # Networks of the sizes that every step uses, computed at that size.
-        self.static_networks = _Untracked()
         for ratio in sampler.static_ratios:
-            self._network(self.graph.sizes(ratio))
+            self.networks.prepare(self.graph.sizes(ratio))
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in self._loss_terms()
         }
@@ -197,16 +168,17 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """The plain model at full size, with the current weights."""
         return self.morph(ratio=1.0)
 
-    def _network(self, sizes):
-        """The network that computes weights of these sizes."""
-        if not is_static(sizes) or sizes == self.graph.full_sizes:
-            return self.full
-        networks = self.static_networks.value
-        if sizes not in networks:
-            networks[sizes] = Network(
-                resize(self.graph, sizes), self.graph, sizes
-            )
-        return networks[sizes]
+    def _constant(self, name, value):
+        """A variable that is not trained."""
+        variable = self.add_weight(
+            shape=value.shape,
+            initializer="zeros",
+            dtype=value.dtype.name,
+            trainable=False,
+            name=name,
+        )
+        variable.assign(value)
+        return variable
 
     def _loss_terms(self):
         terms = ["task_loss"]
@@ -233,7 +205,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     def _run(self, sizes, weights, inputs, training):
         """Runs a size of the target; keeps its statistics and states."""
         statistics = self.statistics.generate(sizes)
-        outputs, new_statistics, new_states, losses = self._network(sizes)(
+        outputs, new_statistics, new_states, losses = self.networks.at(sizes)(
             weights,
             statistics,
             [ops.convert_to_tensor(v) for v in self.states],
@@ -261,9 +233,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     def draw_offsets(self, sizes, noise=None):
         """Coordinate noise for one size: a tensor per group, or `None`."""
         noise = self.noise if noise is None else noise
-        if not noise or (
-            is_static(sizes) and sizes == self.graph.full_sizes
-        ):
+        if not noise or (is_static(sizes) and sizes == self.graph.full_sizes):
             return None
         return [
             keras.random.uniform(
@@ -323,9 +293,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             distance = self._reconstruct(full_weights) * self.reconstruction
             self.trackers["reconstruction_loss"].update_state(distance)
             total = total + distance
-        self._loss_tracker.update_state(
-            total, sample_weight=_batch_size(x)
-        )
+        self._loss_tracker.update_state(total, sample_weight=_batch_size(x))
         return total, largest
 
     def _distill(self, teacher, student, sample_weight):
@@ -344,9 +312,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 getattr(self, "loss", None), self.output_names, len(teachers)
             )
         else:
-            losses = [
-                _reduced(keras.losses.get(self.distillation_loss))
-            ] * len(teachers)
+            losses = [_reduced(keras.losses.get(self.distillation_loss))] * len(
+                teachers
+            )
         return sum(
             loss(a, b, weight)
             for loss, a, b, weight in zip(losses, teachers, students, weights)
@@ -366,8 +334,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     def _norm(self, weights):
         # The gradient of a norm at zero (an unused bias) is undefined.
         return sum(
-            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12)
-            for weight in weights
+            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12) for weight in weights
         )
 
     def step_logs(self, x, y, y_pred, sample_weight):
@@ -430,7 +397,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": serialize(self.dtype_policy),
-            "model": serialize(self.full.model),
+            "model": serialize(self.graph.model),
             "field": serialize(self.field),
             "sampler": serialize(self.sampler),
             "distillation": self.distillation,
@@ -449,21 +416,12 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 config[key], custom_objects=custom_objects
             )
         if not isinstance(config["distillation_loss"], str):
-            config["distillation_loss"] = (
-                keras.saving.deserialize_keras_object(
-                    config["distillation_loss"],
-                    custom_objects=custom_objects,
-                )
+            config["distillation_loss"] = keras.saving.deserialize_keras_object(
+                config["distillation_loss"],
+                custom_objects=custom_objects,
             )
         # The weights that follow are smooth already.
         return cls(**config, smooth=False)
-
-
-class _Untracked:
-    """Holds networks out of Keras' sight."""
-
-    def __init__(self):
-        self.value = {}
 
 
 def _check_target(graph):

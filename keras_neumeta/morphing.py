@@ -36,7 +36,7 @@ def morph(
     ]
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     model = resize(hyper.graph, sizes, name=name)
-    values = hyper.full.merge(weights, statistics, states)
+    values = hyper.networks.full.merge(weights, statistics, states)
     for variable, value in zip(model.variables, values, strict=True):
         variable.assign(value)
     if calibration_data is not None:

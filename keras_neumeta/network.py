@@ -1,4 +1,6 @@
-"""Runs a plain network with weights that are given, not its own."""
+"""Runs plain networks with weights that are given, not their own."""
+
+from keras_neumeta.graph import resize
 
 
 class Network:
@@ -65,3 +67,37 @@ class Network:
         for role, value in zip(self.roles, values):
             by_role[role].append(value)
         return outputs, by_role["statistic"], by_role["state"], losses
+
+
+class Networks:
+    """The networks that compute the sizes of one target.
+
+    Sizes known beforehand have a network of exactly that size; all others
+    are computed by the full network with weights that are zero outside.
+
+    Args:
+        graph: `ChannelGraph` of the target.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.full = Network(graph.model, graph, graph.full_sizes)
+        self._smaller = {}
+
+    def prepare(self, sizes):
+        """Builds the network of a size; not possible in a compiled step."""
+        if sizes != self.graph.full_sizes and sizes not in self._smaller:
+            model = resize(self.graph, sizes)
+            self._smaller[sizes] = Network(model, self.graph, sizes)
+
+    def at(self, sizes):
+        """The `Network` for sizes as given to `WeightField.generate`."""
+        if not isinstance(sizes, tuple) or sizes == self.graph.full_sizes:
+            return self.full
+        if sizes not in self._smaller:
+            raise ValueError(
+                f"No network was prepared for sizes {sizes}. A sampler must "
+                "name the ratios that it returns as Python floats in "
+                "`static_ratios`, and return tensors for all others."
+            )
+        return self._smaller[sizes]

@@ -142,7 +142,9 @@ class Discrete(SizeSampler):
         super().__init__(1, seed, **kwargs)
 
     def sample(self):
-        bounds = ops.convert_to_tensor(np.cumsum(self.probabilities)[:-1], "float32")
+        bounds = ops.convert_to_tensor(
+            np.cumsum(self.probabilities)[:-1], "float32"
+        )
         ratios = ops.convert_to_tensor(self.ratios, "float32")
         above = ops.cast(self.next()[0] >= bounds, "int32")
         return [ops.take(ratios, ops.sum(above))]

@@ -4,11 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.fields.interpolation import group_sizes
-from keras_neumeta.fields.interpolation import interpolation_matrix
-from keras_neumeta.fields.interpolation import result_axes
-from keras_neumeta.fields.interpolation import spreading_matrix
-from keras_neumeta.fields.interpolation import transform_axis
+from keras_neumeta.fields.interpolation import (
+    group_sizes,
+    interpolation_matrix,
+    result_axes,
+    spreading_matrix,
+    transform_axis,
+)
 from keras_neumeta.serialization import register_serializable
 
 
@@ -164,5 +166,3 @@ class StatisticsField(keras.layers.Layer):
             "num_knots": self.num_knots,
             "stretch": self.stretch,
         }
-
-

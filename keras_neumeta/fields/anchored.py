@@ -4,12 +4,14 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.fields.correction import SizeCorrection
-from keras_neumeta.fields.interpolation import KERNELS
-from keras_neumeta.fields.interpolation import group_sizes
-from keras_neumeta.fields.interpolation import interpolation_matrix
-from keras_neumeta.fields.interpolation import is_static
-from keras_neumeta.fields.interpolation import result_axes
-from keras_neumeta.fields.interpolation import transform_axis
+from keras_neumeta.fields.interpolation import (
+    KERNELS,
+    group_sizes,
+    interpolation_matrix,
+    is_static,
+    result_axes,
+    transform_axis,
+)
 from keras_neumeta.fields.weight_field import WeightField
 from keras_neumeta.serialization import register_serializable
 
@@ -111,9 +113,7 @@ class AnchoredField(WeightField):
                 self.interpolation,
                 self.stretch,
             )
-            scales[group.index] = self._input_scale(
-                number, group.num_channels
-            )
+            scales[group.index] = self._input_scale(number, group.num_channels)
         scaled = {
             index: None if matrix is None else matrix * scales[index]
             for index, matrix in matrices.items()

@@ -57,7 +57,9 @@ class SizeCorrection(keras.layers.Layer):
         self.channel = np.concatenate(channel).astype("float32")
         self.splits = np.cumsum([len(x) for x in weight])[:-1]
         features = 2 * NUM_FREQUENCIES + 4 + self.embedding
-        initializer = keras.initializers.RandomNormal(stddev=0.5, seed=self.seed)
+        initializer = keras.initializers.RandomNormal(
+            stddev=0.5, seed=self.seed
+        )
         self.embeddings = self.add_weight(
             shape=(len(self.targets), self.embedding),
             initializer=initializer,
@@ -100,9 +102,7 @@ class SizeCorrection(keras.layers.Layer):
         own = ops.take(sizes, self.group)
         channel = ops.convert_to_tensor(self.channel)
         position = ops.clip((channel + 0.5) / own, 0.0, 1.0)
-        angles = [
-            np.pi * (2.0**k) * position for k in range(NUM_FREQUENCIES)
-        ]
+        angles = [np.pi * (2.0**k) * position for k in range(NUM_FREQUENCIES)]
         compression = 1.0 - ops.mean(ops.take(kept, self.groups))
         features = [position]
         features += [ops.sin(x) for x in angles]

@@ -155,7 +155,9 @@ class ImplicitField(WeightField):
             )
             index_in = index_in + ops.take(noise, plan.noise_in)
             index_out = index_out + ops.take(noise, plan.noise_out)
-        layer = ops.convert_to_tensor(plan.network / plan.num_networks, "float32")
+        layer = ops.convert_to_tensor(
+            plan.network / plan.num_networks, "float32"
+        )
         full_in = ops.convert_to_tensor(full[plan.group_in])
         full_out = ops.convert_to_tensor(full[plan.group_out])
         coordinates = ops.stack(
@@ -197,9 +199,7 @@ class ImplicitField(WeightField):
         )
         x = x * scale[:, None] + ops.take(self.shifts, plan.network)[:, None]
         if not static:
-            present = ops.logical_and(
-                first_in < size_in, first_out < size_out
-            )
+            present = ops.logical_and(first_in < size_in, first_out < size_out)
             x = x * ops.cast(present, "float32")[:, None]
         x = ops.reshape(x, (-1,))
         x = ops.take(x, plan.element)

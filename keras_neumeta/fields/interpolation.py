@@ -4,7 +4,6 @@ import math
 
 from keras import ops
 
-
 KERNELS = ("linear", "cubic")
 
 
@@ -156,5 +155,3 @@ def group_sizes(graph, sizes):
         else (sizes[group.index] if group.morphable else group.num_channels)
         for group in graph.groups
     ]
-
-

@@ -4,9 +4,7 @@ import keras
 import numpy as np
 
 from keras_neumeta.graph.rules import find_rule
-from keras_neumeta.graph.tracer import LayerCall
-from keras_neumeta.graph.tracer import TracedTensor
-from keras_neumeta.graph.tracer import Tracer
+from keras_neumeta.graph.tracer import LayerCall, TracedTensor, Tracer
 
 
 class ChannelGraph:
@@ -107,9 +105,7 @@ class ChannelGraph:
                     ", ".join(group.layers),
                 )
             )
-        widths = [
-            min(max(len(row[i]) for row in rows), 60) for i in range(3)
-        ]
+        widths = [min(max(len(row[i]) for row in rows), 60) for i in range(3)]
         lines = [f"Channel graph of '{self.model.name}'"]
         for row in rows:
             cells = [row[i].ljust(widths[i]) for i in range(3)]
@@ -268,8 +264,6 @@ def _trace_call(tracer, operation, args, kwargs, shapes):
     rule = None if _is_graph(operation) else find_rule(operation)
     if rule is None:
         kind = type(operation).__name__
-        call.freeze_inputs(
-            f"layer '{operation.name}' ({kind}) has no rule"
-        )
+        call.freeze_inputs(f"layer '{operation.name}' ({kind}) has no rule")
         return [call.output(index=index) for index in range(len(shapes))]
     return keras.tree.flatten(rule(call))

@@ -101,9 +101,8 @@ class Axis:
         Args:
             kept: List with a boolean array `(num_channels,)` per group.
         """
-        mask = np.array(
-            [kept[g][c] for g, c in zip(self.groups, self.channels)]
-        )
+        starts = np.cumsum([0, *map(len, kept[:-1])])
+        mask = np.concatenate(kept)[starts[self.groups] + self.channels]
         return np.flatnonzero(mask)
 
     def permute(self, permutations):

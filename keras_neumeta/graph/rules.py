@@ -293,9 +293,7 @@ def separable_conv(call):
     hidden = _depthwise_labels(inputs, layer.depth_multiplier)
     filters = call.new_channels(layer.filters)
     positions = _spatial_size(call.output_shapes[0], axis)
-    call.weight(
-        layer.depthwise_kernel, {rank - 2: inputs}, positions=positions
-    )
+    call.weight(layer.depthwise_kernel, {rank - 2: inputs}, positions=positions)
     call.weight(
         layer.pointwise_kernel,
         {rank - 2: hidden, rank - 1: filters},
@@ -463,7 +461,9 @@ def _merge_labels(call, shape, labels, offset):
             )
         return None
     ((axis, value),) = labels.items()
-    expanded = value.reshape([-1 if n == axis else 1 for n in range(len(shape))])
+    expanded = value.reshape(
+        [-1 if n == axis else 1 for n in range(len(shape))]
+    )
     return np.broadcast_to(expanded, shape).reshape(-1)
 
 

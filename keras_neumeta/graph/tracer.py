@@ -14,9 +14,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from keras_neumeta.graph.layout import Axis
-from keras_neumeta.graph.layout import ChannelGroup
-from keras_neumeta.graph.layout import VariableLayout
+from keras_neumeta.graph.layout import Axis, ChannelGroup, VariableLayout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph.channel_graph import _function
-from keras_neumeta.graph.channel_graph import check_model
+from keras_neumeta.graph.channel_graph import _function, check_model
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
@@ -55,9 +54,13 @@ def _fold(model):
     clones = []
 
     def clone_layer(layer):
-        if isinstance(layer, keras.Sequential) and layer._functional or (
-            isinstance(layer, keras.Function)
-            and isinstance(layer, keras.Model)
+        if (
+            isinstance(layer, keras.Sequential)
+            and layer._functional
+            or (
+                isinstance(layer, keras.Function)
+                and isinstance(layer, keras.Model)
+            )
         ):
             return _fold(layer)
         config = layer.get_config()

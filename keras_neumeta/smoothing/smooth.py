@@ -13,10 +13,8 @@ import numpy as np
 from keras import ops
 from scipy.spatial.distance import cdist
 
-from keras_neumeta.graph import resize
-from keras_neumeta.graph import trace
-from keras_neumeta.smoothing.path import path_length
-from keras_neumeta.smoothing.path import shortest_path
+from keras_neumeta.graph import resize, trace
+from keras_neumeta.smoothing.path import path_length, shortest_path
 
 # From this many channels on, the search of a path shows its progress.
 LARGE_GROUP = 1024

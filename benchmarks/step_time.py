@@ -1,0 +1,180 @@
+"""Step time of the hypermodel relative to a plain step of its target.
+
+For each weight field and sampler: seconds of one compiled training step of
+the hypermodel, of the plain target, their ratio, and the seconds that
+generating the weights takes. Steps of both alternate, so that a machine whose
+speed drifts slows both alike; the ratio is the median over pairs of blocks.
+
+    KERAS_BACKEND=tensorflow python benchmarks/step_time.py
+    KERAS_BACKEND=jax python benchmarks/step_time.py --batch-size 32
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_neumeta as nm
+
+
+def build_resnet20(widths=(16, 32, 64), blocks=3):
+    layers = keras.layers
+
+    def normalized(x, filters, kernel, strides=1):
+        x = layers.Conv2D(
+            filters, kernel, strides, padding="same", use_bias=False
+        )(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.ReLU()(normalized(inputs, widths[0], 3))
+    for stage, filters in enumerate(widths):
+        for block in range(blocks):
+            strides = 2 if stage and not block else 1
+            shortcut = x
+            if strides == 2:
+                shortcut = normalized(x, filters, 1, strides)
+            x = layers.ReLU()(normalized(x, filters, 3, strides))
+            x = normalized(x, filters, 3)
+            x = layers.ReLU()(layers.Add()([x, shortcut]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10)(x), name="resnet20")
+
+
+def compiled(model):
+    model.compile(
+        keras.optimizers.SGD(1e-3, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def seconds_of(function, repeats):
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def generation_seconds(hyper, repeats):
+    """Seconds to generate the weights of one drawn size, compiled."""
+    sizes = np.array(hyper.graph.sizes(0.5), "int32")
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        run = tf.function(hyper.field.generate)
+        sizes = tf.constant(sizes)
+        last = lambda: run(sizes)[-1].numpy()  # noqa: E731
+    elif backend == "jax":
+        import jax
+
+        run = jax.jit(hyper.field.generate)
+        last = lambda: jax.block_until_ready(run(sizes))  # noqa: E731
+    else:
+        import torch
+
+        sizes = ops.convert_to_tensor(sizes)
+
+        def last():
+            with torch.no_grad():
+                hyper.field.generate(sizes)
+
+    last()
+    return seconds_of(last, repeats)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="per block")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("benchmarks/results"),
+    )
+    options = parser.parse_args()
+    backend = keras.backend.backend()
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(options.batch_size, 32, 32, 3)).astype("float32")
+    y = random.integers(0, 10, options.batch_size)
+    target = build_resnet20()
+    plain = compiled(build_resnet20())
+    plain.train_on_batch(x, y)
+    rows = []
+    cases = [
+        ("anchored", "uniform", nm.AnchoredField(), nm.Uniform()),
+        ("anchored", "sandwich", nm.AnchoredField(), nm.Sandwich()),
+        ("implicit", "uniform", nm.ImplicitField(), nm.Uniform()),
+    ]
+    for field_name, sampler_name, field, sampler in cases:
+        hyper = compiled(
+            nm.ManifoldHyperModel(target, field, sampler, smooth=False)
+        )
+        start = time.perf_counter()
+        hyper.train_on_batch(x, y)
+        first = time.perf_counter() - start
+        pairs = []
+        for _ in range(options.blocks):
+            a = seconds_of(
+                lambda h=hyper: h.train_on_batch(x, y), options.steps
+            )
+            b = seconds_of(lambda: plain.train_on_batch(x, y), options.steps)
+            pairs.append((a, b))
+        row = {
+            "field": field_name,
+            "sampler": sampler_name,
+            "sizes_per_step": 1 if sampler_name == "uniform" else 3,
+            "hyper_seconds": statistics.median(a for a, _ in pairs),
+            "plain_seconds": statistics.median(b for _, b in pairs),
+            "ratio": statistics.median(a / b for a, b in pairs),
+            "generation_seconds": generation_seconds(hyper, options.steps),
+            "first_step_seconds": first,
+        }
+        rows.append(row)
+        print(
+            f"{backend:<11}{field_name:<10}{sampler_name:<10}"
+            f"hyper {row['hyper_seconds']:.3f} s  "
+            f"plain {row['plain_seconds']:.3f} s  "
+            f"ratio {row['ratio']:.2f}  "
+            f"generation {1000 * row['generation_seconds']:.1f} ms  "
+            f"first step {first:.1f} s",
+            flush=True,
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    result = {
+        "network": "ResNet20, 32 x 32, every width",
+        "batch_size": options.batch_size,
+        "backend": backend,
+        "rows": rows,
+        "seed": 0,
+        "versions": {
+            "keras": keras.version(),
+            "keras_neumeta": nm.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    path = options.output / f"step_time_{backend}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

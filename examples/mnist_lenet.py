@@ -1,0 +1,281 @@
+"""One network, every size of itself, on handwritten digits.
+
+Trains a LeNet with three convolutions, then its weight manifold, on which
+every width morphs; compares the morphed sizes with plain channel cutting, with
+a quarter-size network trained by itself for as many steps, and with the floor.
+Writes a table, a plot, the hypermodel and a SavedModel of the quarter-size
+network, which it reloads and checks.
+
+    python examples/mnist_lenet.py
+    python examples/mnist_lenet.py --dataset digits --field implicit
+    KERAS_BACKEND=jax python examples/mnist_lenet.py --epochs 5
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+import keras_neumeta as nm
+
+RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+BATCH_SIZE = 128
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=("auto", "mnist", "fashion_mnist", "digits"),
+        default="auto",
+        help="auto: MNIST, or the digits that scikit-learn ships where MNIST "
+        "cannot be had (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-epochs",
+        type=int,
+        help="epochs of the network itself (default: 2; digits: 30)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="epochs of the manifold (default: 3; digits: 40)",
+    )
+    parser.add_argument(
+        "--field",
+        choices=("anchored", "implicit"),
+        default="anchored",
+        help="the weight field (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="little data, one epoch: to see that everything runs",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("outputs/mnist_lenet"),
+        help="folder for the results (default: %(default)s)",
+    )
+    return parser.parse_args(arguments)
+
+
+def load_data(name):
+    """Images in [0, 1] of shape (n, 28, 28, 1), integer labels; train, test.
+
+    Returns:
+        `(name of the data set, (x, y), (x_test, y_test))`.
+    """
+    if name != "digits":
+        wanted = "mnist" if name == "auto" else name
+        try:
+            import tensorflow_datasets as tfds
+
+            train, test = (
+                tfds.as_numpy(tfds.load(wanted, split=split, batch_size=-1))
+                for split in ("train", "test")
+            )
+            return wanted, *(
+                (
+                    part["image"].astype("float32") / 255.0,
+                    part["label"].astype("int32"),
+                )
+                for part in (train, test)
+            )
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            if name != "auto":
+                sys.exit(
+                    f"Data set '{wanted}' cannot be had through "
+                    f"tensorflow-datasets ({reason}). Set TFDS_DATA_DIR to a "
+                    "folder that holds it, connect to a network, or use "
+                    "--dataset digits."
+                )
+            print(
+                f"MNIST cannot be had ({reason}).\n"
+                "Using the 1,797 real digits that scikit-learn ships instead; "
+                "set TFDS_DATA_DIR to a folder with MNIST to use that."
+            )
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images.astype("float32")[..., None] / 16.0
+    images = keras.ops.convert_to_numpy(
+        keras.ops.image.resize(images, (28, 28))
+    )
+    labels = digits.target.astype("int32")
+    order = np.random.default_rng(0).permutation(len(images))
+    train, test = order[:1437], order[1437:]
+    return (
+        "digits",
+        (images[train], labels[train]),
+        (images[test], labels[test]),
+    )
+
+
+def build_lenet(widths=(32, 64, 128)):
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(widths[0], 3, activation="relu", name="conv1"),
+            layers.MaxPooling2D(name="pool1"),
+            layers.Conv2D(widths[1], 3, activation="relu", name="conv2"),
+            layers.MaxPooling2D(name="pool2"),
+            layers.Conv2D(widths[2], 3, activation="relu", name="conv3"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(10, name="classes"),
+        ],
+        name="lenet",
+    )
+
+
+def compile_model(model, steps, learning_rate=1e-3):
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    model.compile(
+        keras.optimizers.Adam(schedule),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+
+def train(model, title, data, test, epochs):
+    print(f"\n== {title}: {epochs} epochs")
+    steps = -(-len(data[0]) // BATCH_SIZE) * epochs
+    compile_model(model, steps)
+    start = time.time()
+    model.fit(
+        *data,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        validation_data=test,
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    return time.time() - start
+
+
+def check_saved_model(model, path, x):
+    """Exports, reloads in plain TensorFlow and compares the outputs."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        print(
+            "Keras exports no SavedModel from PyTorch: save the .keras file "
+            "and reload it with KERAS_BACKEND=tensorflow to export it."
+        )
+        return None
+    import tensorflow as tf
+
+    if path.exists():
+        shutil.rmtree(path)
+    model.export(str(path), verbose=False)
+    reloaded = tf.saved_model.load(str(path))
+    outputs = np.asarray(reloaded.serve(x))
+    expected = keras.ops.convert_to_numpy(model(x))
+    difference = float(np.abs(outputs - expected).max())
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+    print(
+        f"SavedModel of the quarter-size network: {path}\n"
+        f"  reloaded in plain TensorFlow, outputs equal (largest difference "
+        f"{difference:.1e})"
+    )
+    return difference
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    started = time.time()
+    keras.utils.set_random_seed(options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    name, data, test = load_data(options.dataset)
+    small_data = name == "digits"
+    base_epochs = options.base_epochs or (30 if small_data else 2)
+    epochs = options.epochs or (40 if small_data else 3)
+    if options.quick:
+        data = tuple(part[:1024] for part in data)
+        test = tuple(part[:512] for part in test)
+        base_epochs, epochs = options.base_epochs or 1, options.epochs or 1
+    print(
+        f"{name}: {len(data[0]):,} training and {len(test[0]):,} test images; "
+        f"backend {keras.backend.backend()}"
+    )
+
+    model = build_lenet()
+    nm.trace(model).summary()
+    seconds = {"base": train(model, "LeNet", data, test, base_epochs)}
+
+    hyper = nm.ManifoldHyperModel(model, options.field, seed=options.seed)
+    print(
+        f"\nSmoothing: total variation {nm.total_variation(model):,.0f} -> "
+        f"{nm.total_variation(hyper.target):,.0f}"
+    )
+    seconds["manifold"] = train(
+        hyper, "Its weight manifold, every width at once", data, test, epochs
+    )
+
+    quarter = build_lenet((8, 16, 32))
+    seconds["individual"] = train(
+        quarter,
+        "A quarter-size LeNet by itself, as many steps",
+        data,
+        test,
+        base_epochs + epochs,
+    )
+
+    table = nm.sweep(hyper, *test, RATIOS, cut=True, batch_size=500)
+    table.add("individual", 0.25, quarter, *test, batch_size=500, verbose=0)
+    print(f"\n== {name} test set\n{table}\n")
+    table.plot(options.output / "sizes.png", metric="accuracy")
+    hyper_path = options.output / "hyper.keras"
+    hyper.save(hyper_path)
+    small = hyper.morph(ratio=0.25)
+    small.save(options.output / "quarter.keras")
+    check_saved_model(small, options.output / "saved_model", test[0][:32])
+    reloaded = keras.saving.load_model(hyper_path).morph(ratio=0.25)
+    np.testing.assert_allclose(
+        reloaded.predict(test[0][:32], verbose=0),
+        small.predict(test[0][:32], verbose=0),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    print(f"Hypermodel: {hyper_path}\n  reloaded and morphed: outputs equal")
+    table.save(
+        options.output / "result.json",
+        dataset=name,
+        base_epochs=base_epochs,
+        epochs=epochs,
+        field=options.field,
+        seed=options.seed,
+        quick=options.quick,
+        field_parameters=hyper.field.count_params(),
+        seconds={key: round(value, 1) for key, value in seconds.items()},
+        backend=keras.backend.backend(),
+        versions={
+            "keras": keras.version(),
+            "keras_neumeta": nm.__version__,
+            "python": platform.python_version(),
+        },
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        date=datetime.date.today().isoformat(),
+        command=" ".join(["python", *sys.argv]),
+    )
+    print(f"Plot: {options.output / 'sizes.png'}")
+    print(f"Table: {options.output / 'result.json'}")
+    print(f"Done in {time.time() - started:.0f} s.")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""`sweep`: one row per size, with what it costs and what it gains."""
+
+import json
+import os
+import tempfile
+
+import numpy as np
+from keras import ops
+
+from keras_neumeta.graph import trace
+from keras_neumeta.morphing import compile_like
+from keras_neumeta.pruning import cut as cut_channels
+
+RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+class Sweep:
+    """Table of sizes. Prints as text; `plot` draws it, `save` writes JSON.
+
+    Attributes:
+        rows: List of dicts with `method` (`"morph"`, `"cut"`, `"floor"`, or
+            what `add` was given), `ratio`, `parameters`, `macs` (multiply-
+            accumulates of one example), `bytes` (of the `.keras` file) and
+            the metrics by name.
+        metrics: Names of the metrics.
+    """
+
+    def __init__(self, metrics=()):
+        self.rows = []
+        self.metrics = list(metrics)
+
+    def add(self, method, ratio, model, x, y=None, **evaluate):
+        """Evaluates a compiled model and appends its row.
+
+        Args:
+            method: Name of how the model was made.
+            ratio: Its kept width, or `None`.
+            model: Compiled `keras.Model` that `trace` can read.
+            x, y: As for `model.evaluate`.
+            evaluate: Further arguments of `model.evaluate`.
+        """
+        results = model.evaluate(x, y, return_dict=True, **evaluate)
+        graph = trace(model)
+        row = {
+            "method": method,
+            "ratio": ratio,
+            "parameters": graph.count_params(),
+            "macs": graph.count_macs(),
+            "bytes": _file_size(model),
+            **{name: float(value) for name, value in results.items()},
+        }
+        for name in results:
+            if name not in self.metrics:
+                self.metrics.append(name)
+        self.rows.append(row)
+
+    def __str__(self):
+        header = ["method", "ratio", "parameters", "MACs", "file"]
+        lines = [header + self.metrics]
+        full = max((row["parameters"] for row in self.rows), default=1)
+        for row in self.rows:
+            share = 100 * row["parameters"] / full
+            ratio = row["ratio"]
+            lines.append(
+                [
+                    row["method"],
+                    "-" if ratio is None else f"{ratio:g}",
+                    f"{row['parameters']:,} ({share:.1f} %)",
+                    f"{row['macs']:,}",
+                    f"{row['bytes'] / 1024:,.0f} kB",
+                    *(
+                        f"{row[m]:.4f}" if m in row else "-"
+                        for m in self.metrics
+                    ),
+                ]
+            )
+        widths = [
+            max(len(line[i]) for line in lines) for i in range(len(lines[0]))
+        ]
+        text = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths))
+            )
+            for line in lines
+        ]
+        text.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(text)
+
+    def save(self, path, **more):
+        """Writes the rows as JSON, with further entries beside them."""
+        with open(path, "w") as file:
+            json.dump({**more, "rows": self.rows}, file, indent=2)
+            file.write("\n")
+
+    def plot(self, path=None, metric=None):
+        """Draws a metric against the parameters, one line per method.
+
+        Args:
+            path: File to write (`.png`, `.svg`, ...). Default: none.
+            metric: Name of the metric. Default: the first that is not the
+                loss.
+
+        Returns:
+            The `matplotlib` figure.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "`Sweep.plot` needs matplotlib: "
+                "`pip install keras_neumeta[plot]`."
+            ) from error
+        if metric is None:
+            others = [name for name in self.metrics if name != "loss"]
+            metric = (others or self.metrics)[0]
+        if metric not in self.metrics:
+            raise ValueError(
+                f"Argument `metric` must be one of {self.metrics}. "
+                f"Received: metric={metric!r}"
+            )
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for method in dict.fromkeys(row["method"] for row in self.rows):
+            rows = [row for row in self.rows if row["method"] == method]
+            if method == "floor":
+                axes.axhline(
+                    rows[0][metric], color="0.6", ls=":", label="floor"
+                )
+                continue
+            rows.sort(key=lambda row: row["parameters"])
+            axes.plot(
+                [row["parameters"] for row in rows],
+                [row[metric] for row in rows],
+                marker="o",
+                label=method,
+            )
+            for row in rows if method == "morph" else ():
+                axes.annotate(
+                    f"{row['ratio']:g}",
+                    (row["parameters"], row[metric]),
+                    xytext=(0, 6),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(metric)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def sweep(
+    hyper,
+    x,
+    y=None,
+    ratios=RATIOS,
+    *,
+    cut=False,
+    batch_size=None,
+    verbose=0,
+    **morph,
+):
+    """Morphs a hypermodel to several sizes and evaluates each.
+
+    The *floor* is the full network with all that can morph set to zero: what
+    remains without it. A result means something only above it.
+
+    Args:
+        hyper: Compiled `ManifoldHyperModel`.
+        x, y: Test data, as for `evaluate` (arrays, or a dataset).
+        ratios: Kept widths.
+        cut: Whether to compare with plain channel cutting of the full-size
+            network (the largest L1 norms are kept, no training).
+        batch_size: As for `evaluate`.
+        verbose: As for `evaluate`.
+        morph: Further arguments of `hyper.morph`.
+
+    Returns:
+        A `Sweep`.
+
+    Raises:
+        ValueError: If the hypermodel is not compiled.
+
+    Example:
+
+    ```python
+    table = keras_neumeta.sweep(hyper, x, y, ratios=[1.0, 0.5, 0.25])
+    print(table)
+    ```
+    """
+    if not hyper.compiled:
+        raise ValueError(
+            "Argument `hyper` must be compiled, so that the sizes can be "
+            "evaluated. Call `hyper.compile(optimizer, loss, metrics=...)`."
+        )
+    arguments = {"batch_size": batch_size, "verbose": verbose}
+    table = Sweep()
+    for ratio in ratios:
+        model = hyper.morph(ratio, **morph)
+        table.add("morph", ratio, model, x, y, **arguments)
+    full = hyper.morph(1.0)
+    if cut:
+        for ratio in ratios:
+            model = cut_channels(full, ratio)
+            compile_like(model, hyper)
+            table.add("cut", ratio, model, x, y, **arguments)
+    _silence(full, hyper.graph)
+    table.add("floor", None, full, x, y, **arguments)
+    return table
+
+
+def _silence(model, graph):
+    """Sets every weight of a morphable channel to zero."""
+    for variable, layout in zip(model.variables, graph.layouts, strict=True):
+        if layout.role != "weight":
+            continue
+        value = np.array(ops.convert_to_numpy(variable))
+        for number, axis in layout.axes.items():
+            morphable = np.array(
+                [graph.groups[group].morphable for group in axis.groups]
+            )
+            value[(slice(None),) * number + (morphable,)] = 0.0
+        variable.assign(value)
+
+
+def _file_size(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        return os.path.getsize(path)
