@@ -38,6 +38,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             trained or not.
         field: A `WeightField`, `"anchored"` or `"implicit"`.
         sampler: A `SizeSampler`, `"sandwich"` or `"uniform"`.
+        layers: The layers whose channels may change: names, patterns such as
+            `"stage3*"`, or layers of the model; see `trace`. Default: all.
         distillation: Share of in-place distillation in the loss of the
             smaller sizes of a step, in [0, 1]: at 1 they learn from the
             outputs of the largest size alone, at 0 from the labels alone. No
@@ -77,6 +79,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         field="anchored",
         sampler="sandwich",
         *,
+        layers=None,
         distillation=1.0,
         reconstruction=0.0,
         weight_norm=0.0,
@@ -87,7 +90,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         name=None,
         **kwargs,
     ):
-        graph = trace(model)
+        if layers is not None and not isinstance(layers, str):
+            if isinstance(layers, keras.layers.Layer):
+                layers = [layers]
+            layers = [getattr(layer, "name", layer) for layer in layers]
+        graph = trace(model, layers)
         _check_target(graph)
         weights = {
             "distillation": distillation,
@@ -114,6 +121,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         # Layers cast what they compute with; the field stays in float32.
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(name=name, autocast=False, **kwargs)
+        self.morphed_layers = layers
         self.distillation = float(distillation)
         self.reconstruction = float(reconstruction)
         self.weight_norm = float(weight_norm)
@@ -124,9 +132,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         target = resize(graph, graph.full_sizes)
         target.set_weights(model.get_weights())
         if smooth:
-            target = smooth_channels(target)
+            target = smooth_channels(target, layers=layers)
         target.compiled = False
-        self.graph = trace(target)
+        self.graph = trace(target, layers)
         self.output_names = list(
             getattr(target, "output_names", None) or ["output"]
         )
@@ -400,6 +408,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "model": serialize(self.graph.model),
             "field": serialize(self.field),
             "sampler": serialize(self.sampler),
+            "layers": self.morphed_layers,
             "distillation": self.distillation,
             "reconstruction": self.reconstruction,
             "weight_norm": self.weight_norm,

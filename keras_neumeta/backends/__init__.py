@@ -1,3 +1,4 @@
+# mypy: disable-error-code="assignment"
 """One thin adapter per backend: who takes gradients and who applies them.
 
 Each module holds a class `GradientStep` with a `train_step`, mixed into

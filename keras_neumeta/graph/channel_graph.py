@@ -1,5 +1,8 @@
 """`trace`: from a functional Keras model to its channel graph."""
 
+import dataclasses
+import fnmatch
+
 import keras
 import numpy as np
 
@@ -170,19 +173,23 @@ def check_model(model, argument="model"):
         )
 
 
-def trace(model):
+def trace(model, layers=None):
     """Finds the channel groups of a model.
 
     Args:
         model: A built Sequential or functional `keras.Model`, nested models
             included.
+        layers: The layers whose channels may change: names, patterns such as
+            `"stage3*"`, or layers of the model. A group may change if one of
+            the layers that make its channels is among them. Default: all.
 
     Returns:
         A `ChannelGraph`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If it is subclassed or not built.
+        ValueError: If it is subclassed or not built, or if `layers` names
+            a layer that makes no channels.
 
     Example:
 
@@ -205,7 +212,36 @@ def trace(model):
     for x in outputs:
         for labels in x.labels.values():
             tracer.freeze(labels, "output of the model")
-    return ChannelGraph(model, *tracer.finish(model))
+    groups, layouts, resizes = tracer.finish(model)
+    if layers is not None:
+        groups = _restrict(model, groups, layers)
+    return ChannelGraph(model, groups, layouts, resizes)
+
+
+def _restrict(model, groups, layers):
+    """Freezes the groups that none of the given layers makes."""
+    if isinstance(layers, str | keras.layers.Layer):
+        layers = [layers]
+    patterns = [getattr(layer, "name", layer) for layer in layers]
+    known = sorted({name for group in groups for name in group.makers})
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                "Argument `layers` must hold names, patterns or layers. "
+                f"Received: {pattern!r}"
+            )
+        if not fnmatch.filter(known, pattern):
+            raise ValueError(
+                f"Argument `layers`: no layer of '{model.name}' that makes "
+                f"channels is called '{pattern}'. Such layers: {known}"
+            )
+    return [
+        group
+        if not group.morphable
+        or any(fnmatch.filter(group.makers, p) for p in patterns)
+        else dataclasses.replace(group, frozen="not among `layers`")
+        for group in groups
+    ]
 
 
 def _function(model):

@@ -20,6 +20,7 @@ class ChannelGroup:
         name: Name of the first layer that makes these channels (with a
             suffix where a layer's channels fall into several groups).
         num_channels: Number of channels at full size.
+        makers: Names of the layers that make these channels.
         layers: Names of the layers whose weights hold these channels.
         frozen: `None` for a morphable group, else the reason why the
             number of its channels cannot change.
@@ -28,6 +29,7 @@ class ChannelGroup:
     index: int
     name: str
     num_channels: int
+    makers: tuple
     layers: tuple
     frozen: str | None = None
 

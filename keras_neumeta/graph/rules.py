@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_neumeta.graph.tracer import TracedTensor
 
-_RULES = {}
-_ELEMENTWISE = set()
+_RULES: dict = {}
+_ELEMENTWISE: set = set()
 
 
 def register_rule(*layer_classes):

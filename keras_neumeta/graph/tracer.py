@@ -292,12 +292,19 @@ class Tracer:
                 for index in np.unique(group_of[channel_of[labels]]):
                     if entry.layer not in layers_of[index]:
                         layers_of[index].append(entry.layer)
-        names = self._group_names(channel_of, group_of, len(members))
+        makers = [[] for _ in members]
+        for start, number, name in self._families:
+            labels = np.arange(start, start + number)
+            for index in np.unique(group_of[channel_of[labels]]):
+                if name not in makers[index]:
+                    makers[index].append(name)
+        names = _unique_names([made_by[0] for made_by in makers])
         groups = [
             ChannelGroup(
                 index=index,
                 name=names[index],
                 num_channels=len(channels),
+                makers=tuple(makers[index]),
                 layers=tuple(layers_of[index]),
                 frozen=reasons[frozen[channels[0]]]
                 if frozen[channels[0]] >= 0
@@ -349,19 +356,6 @@ class Tracer:
         rank[np.argsort(first)] = np.arange(len(first))
         return rank[inverse]
 
-    def _group_names(self, channel_of, group_of, num_groups):
-        names = [None] * num_groups
-        for start, number, name in self._families:
-            labels = np.arange(start, start + number)
-            for index in np.unique(group_of[channel_of[labels]]):
-                names[index] = names[index] or name
-        used = {}
-        for index, name in enumerate(names):
-            used[name] = used.get(name, 0) + 1
-            if used[name] > 1:
-                names[index] = f"{name}#{used[name]}"
-        return names
-
     def _layout(self, variable, axis_of):
         entry = self._registered.get(id(variable))
         if entry is None:
@@ -386,3 +380,12 @@ class Tracer:
             entry.positions,
             entry.summed,
         )
+
+
+def _unique_names(names):
+    """Numbers the names that appear more than once: `a`, `a#2`, ..."""
+    used, result = {}, []
+    for name in names:
+        used[name] = used.get(name, 0) + 1
+        result.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return result

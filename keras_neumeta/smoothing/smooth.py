@@ -48,7 +48,7 @@ def total_variation(model):
     )
 
 
-def smooth(model, seed=0, verbose="auto"):
+def smooth(model, seed=0, verbose="auto", layers=None):
     """Permutes each channel group along a shortest path.
 
     Args:
@@ -57,6 +57,8 @@ def smooth(model, seed=0, verbose="auto"):
             order.
         verbose: Whether to show progress; `"auto"` shows it for groups of
             1,024 channels and more.
+        layers: The layers whose channels may be permuted; see `trace`.
+            Default: all.
 
     Returns:
         A new model with the same function, whose `total_variation` is not
@@ -68,7 +70,7 @@ def smooth(model, seed=0, verbose="auto"):
     smoothed = keras_neumeta.smooth(model)
     ```
     """
-    graph = trace(model)
+    graph = trace(model, layers)
     values = [ops.convert_to_numpy(v) for v in model.variables]
     permutations = {}
     for group in graph.morphable_groups:
