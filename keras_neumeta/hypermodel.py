@@ -245,9 +245,14 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             return None
         return [
             keras.random.uniform(
-                (n,), -0.5 * noise, 0.5 * noise, seed=self.noise_seed
+                (group.num_channels,),
+                -0.5 * noise,
+                0.5 * noise,
+                seed=self.noise_seed,
             )
-            for n in self.graph.full_sizes
+            if group.morphable
+            else ops.zeros((group.num_channels,))
+            for group in self.graph.groups
         ]
 
     def manifold_loss(self, x, y=None, sample_weight=None):

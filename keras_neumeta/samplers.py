@@ -177,6 +177,16 @@ class Sandwich(SizeSampler):
         self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
     ):
         self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
+        if isinstance(num_random, bool) or not isinstance(num_random, int):
+            raise TypeError(
+                "Argument `num_random` must be an integer of at least 0. "
+                f"Received: num_random={num_random!r}"
+            )
+        if num_random < 0:
+            raise ValueError(
+                "Argument `num_random` must be at least 0. "
+                f"Received: num_random={num_random}"
+            )
         self.num_random = num_random
         super().__init__(num_random, seed, **kwargs)
 

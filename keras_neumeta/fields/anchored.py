@@ -59,7 +59,7 @@ class AnchoredField(WeightField):
         super().__init__(**kwargs)
         if interpolation not in KERNELS:
             raise ValueError(
-                f"Argument `interpolation` must be one of {KERNELS}. "
+                f"Argument `interpolation` must be one of {list(KERNELS)}. "
                 f"Received: interpolation={interpolation!r}"
             )
         if correction not in ("gain", None):
@@ -106,10 +106,11 @@ class AnchoredField(WeightField):
         matrices, scales = {}, {}
         for group in self.graph.groups:
             number = numbers[group.index]
+            noisy = offsets is not None and group.morphable
             matrices[group.index] = interpolation_matrix(
                 number,
                 group.num_channels,
-                None if offsets is None else offsets[group.index],
+                offsets[group.index] if noisy else None,
                 self.interpolation,
                 self.stretch,
             )

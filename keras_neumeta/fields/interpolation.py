@@ -1,10 +1,7 @@
 """Reading an axis of `N` control points at the positions of `n` channels."""
 
-import math
-
+import numpy as np
 from keras import ops
-
-KERNELS = ("linear", "cubic")
 
 
 def is_static(sizes):
@@ -29,50 +26,55 @@ def interpolation_matrix(
         stretch: Exponent of the positions.
 
     Returns:
-        `None` for the identity, else a float32 tensor: `(full, size)` for an
-        integer size, `(full, full)` with zero columns from `size` on for a
-        tensor.
+        `None` for the identity, else float32 `(full, size)` for an integer
+        size (a NumPy array where there is no noise), `(full, full)` with
+        zero columns from `size` on for a tensor.
     """
     static = isinstance(size, int)
     if static and size == full and offsets is None:
         return None
+    # What is known beforehand is computed once, not in every step.
+    xp = np if static and offsets is None else ops
     columns = size if static else full
-    index = ops.arange(columns, dtype="float32") + 0.5
+    index = xp.arange(columns, dtype="float32") + 0.5
     if offsets is not None:
         index = index + offsets[:columns]
     if static:
-        step = math.pow(full / size, stretch)
+        step = float((full / size) ** stretch)
     else:
         step = ops.power(full / ops.cast(size, "float32"), stretch)
     # The last position of a size is never beyond the last control point,
     # but those of channels that are masked away are.
-    positions = ops.clip(index * step - 0.5, 0.0, full - 1.0)
-    points = ops.arange(full, dtype="float32")
-    if kernel == "linear":
-        distance = ops.abs(points[:, None] - positions[None, :])
-        matrix = ops.maximum(1.0 - distance, 0.0)
-    else:
-        matrix = _cubic_matrix(positions, full)
-    if static:
-        return matrix
-    present = ops.arange(columns, dtype="int32") < size
-    return matrix * ops.cast(present, "float32")
-
-
-def _cubic_matrix(positions, full):
+    positions = xp.clip(index * step - 0.5, 0.0, full - 1.0)
+    distance = xp.abs(
+        xp.arange(-2, full + 2, dtype="float32")[:, None] - positions[None, :]
+    )
+    matrix = xp.where(distance < 2.0, KERNELS[kernel](xp, distance), 0.0)
     # Points beyond the ends repeat the end points.
-    points = ops.arange(-2, full + 2, dtype="float32")
-    distance = ops.abs(points[:, None] - positions[None, :])
+    inner = matrix[2:-2]
+    if kernel == "cubic":
+        first = xp.sum(matrix[:2], axis=0, keepdims=True)
+        last = xp.sum(matrix[-2:], axis=0, keepdims=True)
+        rows = xp.arange(full, dtype="int32")[:, None]
+        inner = inner + xp.where(rows == 0, first, 0.0)
+        inner = inner + xp.where(rows == full - 1, last, 0.0)
+    if static:
+        return inner
+    present = ops.arange(columns, dtype="int32") < size
+    return inner * ops.cast(present, "float32")
+
+
+def _linear(xp, distance):
+    return xp.maximum(1.0 - distance, 0.0)
+
+
+def _cubic(xp, distance):
     near = (1.5 * distance - 2.5) * distance**2 + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-    matrix = ops.where(
-        distance < 1.0, near, ops.where(distance < 2.0, far, 0.0)
-    )
-    top = ops.sum(matrix[:3], axis=0, keepdims=True)
-    bottom = ops.sum(matrix[full + 1 :], axis=0, keepdims=True)
-    if full == 1:
-        return ops.sum(matrix, axis=0, keepdims=True)
-    return ops.concatenate([top, matrix[3 : full + 1], bottom], axis=0)
+    return xp.where(distance < 1.0, near, far)
+
+
+KERNELS = {"linear": _linear, "cubic": _cubic}
 
 
 def spreading_matrix(size, full, stretch=1.0):
@@ -88,15 +90,16 @@ def spreading_matrix(size, full, stretch=1.0):
     static = isinstance(size, int)
     if static and size == full:
         return None, None
+    xp = np if static else ops
     rows = size if static else full
-    number = ops.cast(size, "float32")
-    step = ops.power(number / full, stretch)
-    positions = (ops.arange(full, dtype="float32") + 0.5) * step - 0.5
-    reached = ops.cast(positions < number - 0.25, "float32")
-    positions = ops.clip(positions, 0.0, number - 1.0)
-    points = ops.arange(rows, dtype="float32")
-    distance = ops.abs(points[:, None] - positions[None, :])
-    return ops.maximum(1.0 - distance, 0.0), reached
+    number = float(size) if static else ops.cast(size, "float32")
+    step = xp.power(number / full, stretch)
+    positions = (xp.arange(full, dtype="float32") + 0.5) * step - 0.5
+    reached = positions < number - 0.25
+    positions = xp.clip(positions, 0.0, number - 1.0)
+    points = xp.arange(rows, dtype="float32")
+    matrix = _linear(xp, xp.abs(points[:, None] - positions[None, :]))
+    return ops.cast(matrix, "float32"), ops.cast(reached, "float32")
 
 
 def transform_axis(value, number, axis, matrices, result_axis):

@@ -251,7 +251,7 @@ def _function(model):
     return model
 
 
-def _is_graph(operation):
+def is_graph(operation):
     """Whether an operation is a nested model whose graph can be followed."""
     if not isinstance(operation, keras.Model):
         return False
@@ -287,7 +287,7 @@ def _walk(tracer, function, inputs):
 
 
 def _trace_call(tracer, operation, args, kwargs, shapes):
-    if _is_graph(operation):
+    if is_graph(operation):
         inner = _function(operation)
         tensors = [
             x
@@ -295,9 +295,10 @@ def _trace_call(tracer, operation, args, kwargs, shapes):
             if isinstance(x, TracedTensor)
         ]
         if len(tensors) == len(inner.inputs):
+            tracer.nest(operation, inner.inputs, tensors)
             return _walk(tracer, inner, tensors)
     call = LayerCall(tracer, operation, args, kwargs, shapes)
-    rule = None if _is_graph(operation) else find_rule(operation)
+    rule = None if is_graph(operation) else find_rule(operation)
     if rule is None:
         kind = type(operation).__name__
         call.freeze_inputs(f"layer '{operation.name}' ({kind}) has no rule")

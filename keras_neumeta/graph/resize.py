@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_neumeta.graph.channel_graph import is_graph
+
 
 def resize(graph, sizes, name=None):
     """Builds an untrained network with the given channels per group.
@@ -16,20 +18,55 @@ def resize(graph, sizes, name=None):
         target and its variables in the same order.
     """
 
-    def clone_layer(layer):
-        config = layer.get_config()
-        for argument, entries in graph.resizes.get(id(layer), {}).items():
-            config[argument] = _resized(entries, sizes)
-        clone = type(layer).from_config(config)
-        clone.trainable = layer.trainable
-        return clone
+    clones = {}
 
-    model = keras.models.clone_model(
-        graph.model, clone_function=clone_layer, recursive=True
-    )
+    def clone_layer(layer):
+        # A layer may be shared between the model and those nested in it.
+        if id(layer) not in clones:
+            arguments = {
+                argument: _resized(entries, sizes)
+                for argument, entries in graph.resizes.get(
+                    id(layer), {}
+                ).items()
+            }
+            clones[id(layer)] = (
+                _clone_nested(layer, arguments, clone_layer)
+                if is_graph(layer)
+                else _clone_layer(layer, arguments)
+            )
+        return clones[id(layer)]
+
+    model = keras.models.clone_model(graph.model, clone_function=clone_layer)
     if name is not None:
         model.name = name
     return model
+
+
+def _clone_layer(layer, arguments):
+    clone = type(layer).from_config({**layer.get_config(), **arguments})
+    clone.trainable = layer.trainable
+    return clone
+
+
+def _clone_nested(model, shapes, clone_layer):
+    """A nested model, whose inputs may have other numbers of channels."""
+    inputs = [
+        keras.Input(
+            batch_shape=shapes.get(index, x.shape), dtype=x.dtype, name=x.name
+        )
+        for index, x in enumerate(model.inputs)
+    ]
+    if isinstance(model, keras.Sequential):
+        return keras.Sequential(
+            [*inputs, *map(clone_layer, model.layers)],
+            name=model.name,
+            trainable=model.trainable,
+        )
+    return keras.models.clone_model(
+        model,
+        input_tensors=keras.tree.pack_sequence_as(model.input, inputs),
+        clone_function=clone_layer,
+    )
 
 
 def _resized(entries, sizes):

@@ -230,6 +230,37 @@ class Tracer:
         # A shared layer registers once: its calls are tied by its weights.
         self._resizes.setdefault(id(layer), {}).setdefault(argument, labels)
 
+    def nest(self, model, inputs, tensors):
+        """Follows the inputs of a nested model, for its input shapes."""
+        if id(model) not in self._resizes:
+            self._resizes[id(model)] = {
+                index: [
+                    x.labels.get(axis, size)
+                    for axis, size in enumerate(own.shape)
+                ]
+                for index, (own, x) in enumerate(
+                    zip(inputs, tensors, strict=True)
+                )
+            }
+            return
+        # A shared model: every call must see the same channels.
+        for index, x in enumerate(tensors):
+            for axis, first in enumerate(self._resizes[id(model)][index]):
+                second = x.labels.get(axis)
+                labels = [
+                    part
+                    for part in (first, second)
+                    if isinstance(part, np.ndarray)
+                ]
+                if len(labels) == 2:
+                    self.tie(first, second)
+                elif labels:
+                    self.freeze(
+                        labels[0],
+                        f"model '{model.name}' is shared with channels that "
+                        "never change",
+                    )
+
     def finish(self, model):
         """Groups the channels.
 

@@ -7,7 +7,9 @@ weights a smoother function of the channel coordinate.
 Source: Neural Metamorphosis (Yang and Wang, ECCV 2024), section 3.2.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from keras import ops
@@ -75,7 +77,7 @@ def smooth(model, seed=0, verbose="auto", layers=None):
     permutations = {}
     for group in graph.morphable_groups:
         rows = channel_rows(graph, group, values)
-        distances = cdist(rows, rows, "cityblock")
+        distances = _distances(rows)
         show = (
             group.num_channels >= LARGE_GROUP
             if verbose == "auto"
@@ -121,6 +123,22 @@ def channel_rows(graph, group, values):
     if not rows:
         return np.zeros((group.num_channels, 1))
     return np.concatenate(rows, axis=1).astype("float64")
+
+
+def _distances(rows, block=128):
+    """L1 distances between all rows, the upper blocks in parallel."""
+    number = len(rows)
+    distances = np.empty((number, number))
+
+    def fill(start):
+        stop = min(start + block, number)
+        part = cdist(rows[start:stop], rows[start:], "cityblock")
+        distances[start:stop, start:] = part
+        distances[start:, start:stop] = part.T
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, number, block)))
+    return distances
 
 
 def _progress(group):
