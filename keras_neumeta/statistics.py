@@ -7,7 +7,7 @@ from keras import ops
 from keras_neumeta.fields.interpolation import (
     group_sizes,
     interpolation_matrix,
-    result_axes,
+    is_static,
     spreading_matrix,
     transform_axis,
 )
@@ -47,24 +47,46 @@ class StatisticsField(keras.layers.Layer):
         """
         self.graph = graph
         self.layouts = [x for x in graph.layouts if x.role == "statistic"]
+        # Statistics of the same channels are one array: fewer, larger
+        # operations in each step.
+        members: dict = {}
+        for index, layout in enumerate(self.layouts):
+            key = (layout.shape, *(_axis_key(a) for a in layout.axes.items()))
+            members.setdefault(key, []).append(index)
+        self.bundles = list(members.values())
         self.knots = []
-        for layout, value in zip(self.layouts, values, strict=True):
+        # Row b averages the kept widths of the groups of bundle b.
+        self.kept_weights = np.zeros(
+            (len(self.bundles), len(graph.groups)), "float32"
+        )
+        for number, bundle in enumerate(self.bundles):
+            layout = self.layouts[bundle[0]]
+            groups = [
+                piece.group
+                for axis in layout.axes.values()
+                for piece in axis.pieces
+            ]
+            for group in groups:
+                self.kept_weights[number, group] += 1 / len(groups)
+            value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             variable = self.add_weight(
-                shape=(self.num_knots, *layout.shape),
+                shape=(self.num_knots, *value.shape),
                 initializer="zeros",
                 trainable=False,
-                name=layout.path.replace("/", "_"),
+                name=f"knots_{number}",
             )
             variable.assign(
-                np.broadcast_to(
-                    np.asarray(value, "float32"), tuple(variable.shape)
-                )
+                np.broadcast_to(value, tuple(variable.shape)).copy()
             )
             self.knots.append(variable)
         self.built = True
 
     def generate(self, sizes):
-        """Statistics of one size; see `WeightField.generate`."""
+        """Statistics of one size; see `WeightField.generate`.
+
+        Returns:
+            List of tensors in the order of the layouts.
+        """
         numbers = group_sizes(self.graph, sizes)
         matrices = {
             group.index: interpolation_matrix(
@@ -74,16 +96,17 @@ class StatisticsField(keras.layers.Layer):
             )
             for group in self.graph.groups
         }
-        values = []
-        for layout, knots in zip(self.layouts, self.knots):
-            hat = self._hat(layout, numbers)
-            value = ops.tensordot(hat, ops.convert_to_tensor(knots), axes=1)
-            results = result_axes(layout, sizes)
-            for number, axis in layout.axes.items():
+        hats = self._hats(sizes)
+        values = [None] * len(self.layouts)
+        for number, bundle in enumerate(self.bundles):
+            knots = ops.convert_to_tensor(self.knots[number])
+            value = ops.tensordot(hats[number], knots, axes=1)
+            for n, axis in self.layouts[bundle[0]].axes.items():
                 value = transform_axis(
-                    value, number, axis, matrices, results[number]
+                    value, n + 1, axis, matrices, _at(axis, sizes)
                 )
-            values.append(value)
+            for place, index in enumerate(bundle):
+                values[index] = value[place]
         return values
 
     def update(self, sizes, before, after):
@@ -100,24 +123,23 @@ class StatisticsField(keras.layers.Layer):
             matrices[group.index], reached[group.index] = spreading_matrix(
                 numbers[group.index], group.num_channels, self.stretch
             )
-        for layout, knots, old, new in zip(
-            self.layouts, self.knots, before, after
-        ):
-            change = ops.stop_gradient(
-                ops.cast(new, "float32") - ops.cast(old, "float32")
-            )
-            axes = result_axes(layout, sizes)
-            for number, axis in axes.items():
+        hats = self._hats(sizes)
+        for number, bundle in enumerate(self.bundles):
+            old = ops.stack([before[index] for index in bundle])
+            new = ops.stack([after[index] for index in bundle])
+            change = ops.stop_gradient(ops.cast(new, "float32") - old)
+            layout = self.layouts[bundle[0]]
+            for n, axis in layout.axes.items():
                 change = transform_axis(
-                    change, number, axis, matrices, layout.axes[number]
+                    change, n + 1, _at(axis, sizes), matrices, axis
                 )
-                change = self._mask(
-                    change, number, layout.axes[number], reached
-                )
-            hat = self._hat(layout, numbers)
+                change = self._mask(change, n + 1, axis, reached)
+            hat = hats[number]
+            # Then the curve moves by exactly the change at this size.
             hat = hat / ops.sum(ops.square(hat))
-            shape = (-1,) + (1,) * len(layout.shape)
-            knots.assign(knots + ops.reshape(hat, shape) * change[None])
+            hat = ops.reshape(hat, (-1,) + (1,) * (len(layout.shape) + 1))
+            knots = self.knots[number]
+            knots.assign(knots + hat * change[None])
 
     def _mask(self, change, number, axis, reached):
         """Leaves control points alone that this size does not read."""
@@ -138,25 +160,24 @@ class StatisticsField(keras.layers.Layer):
         shape[number] = -1
         return change * ops.reshape(mask, shape)
 
-    def _hat(self, layout, numbers):
-        """Weight of each knot for the statistic's own kept width."""
-        groups = [
-            self.graph.groups[piece.group]
-            for axis in layout.axes.values()
-            for piece in axis.pieces
-            if self.graph.groups[piece.group].morphable
-        ]
-        if self.num_knots == 1 or not groups:
-            hat = np.zeros(self.num_knots, "float32")
-            hat[-1] = 1.0
-            return ops.convert_to_tensor(hat)
-        kept = sum(
-            ops.cast(numbers[group.index], "float32") / group.num_channels
-            for group in groups
-        ) / len(groups)
-        place = (kept - self.min_ratio) / (1.0 - self.min_ratio)
-        place = ops.clip(place, 0.0, 1.0) * (self.num_knots - 1)
-        distance = ops.abs(place - ops.arange(self.num_knots, dtype="float32"))
+    def _hats(self, sizes):
+        """Weight of each knot for each bundle, `(bundles, num_knots)`."""
+        knots = np.arange(self.num_knots, dtype="float32")
+        full = np.array(self.graph.full_sizes, "float32")
+        span = max(1.0 - self.min_ratio, 1e-6)
+        if is_static(sizes):
+            kept = self.kept_weights @ (np.array(sizes, "float32") / full)
+            place = np.clip((kept - self.min_ratio) / span, 0.0, 1.0)
+            place = place[:, None] * (self.num_knots - 1)
+            hats = np.maximum(1.0 - np.abs(place - knots), 0.0)
+            return ops.convert_to_tensor(hats, "float32")
+        kept = ops.matmul(
+            ops.convert_to_tensor(self.kept_weights),
+            ops.cast(sizes, "float32") / ops.convert_to_tensor(full),
+        )
+        place = ops.clip((kept - self.min_ratio) / span, 0.0, 1.0)
+        place = ops.expand_dims(place * (self.num_knots - 1), -1)
+        distance = ops.abs(place - ops.convert_to_tensor(knots))
         return ops.maximum(1.0 - distance, 0.0)
 
     def get_config(self):
@@ -166,3 +187,14 @@ class StatisticsField(keras.layers.Layer):
             "num_knots": self.num_knots,
             "stretch": self.stretch,
         }
+
+
+def _axis_key(item):
+    number, axis = item
+    order = None if axis.order is None else axis.order.tobytes()
+    return number, axis.pieces, order
+
+
+def _at(axis, sizes):
+    """The axis of a generated statistic: smaller for static sizes."""
+    return axis.at(sizes) if is_static(sizes) else axis

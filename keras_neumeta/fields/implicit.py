@@ -17,26 +17,32 @@ class ImplicitField(WeightField):
     """One network over coordinates per weight of the target.
 
     For the slice of a kernel between input channel `a` of `A` and output
-    channel `b` of `B` in tensor `l`, the coordinates
-    `(l / L, a / A, b / B, l / L, A / A_full, B / B_full)` and their sines and
-    cosines enter a residual multilayer perceptron, whose outputs are the
-    values of the slice (all kernel positions). Smaller kernels take the
-    centre of the outputs. Outputs are multiplied by the standard deviation of
-    the target's own weight and by `sqrt(A_full / A)`; vectors (biases, gamma)
-    keep their mean.
+    channel `b` of `B`, the relative positions `(a + 0.5) / A` and
+    `(b + 0.5) / B`, their sines and cosines, and the kept widths
+    `A / A_full` and `B / B_full` enter a residual multilayer perceptron,
+    whose outputs are the values of the slice (all kernel positions). Smaller
+    kernels take the centre of the outputs.
+
+    Each output channel of a kernel is then brought to the standard deviation
+    of the target's own weight, times a learned gain and
+    `sqrt(fan_in_full / fan_in)`: whatever the networks learn, no size can go
+    silent or explode. Vectors (biases, gamma) start around their mean.
 
     All networks and all coordinates are one batched computation: the rows are
     cut into blocks that share a network.
 
     Source: Neural Metamorphosis (Yang and Wang, ECCV 2024, arXiv 2410.11878),
-    section 3. Unlike the published code, the layer index and the scale are
-    not subject to the coordinate noise, and the scale is the tensor's own.
+    section 3. Unlike there, kernels are standardized, the inputs of the
+    hidden layers are normalized, and the widths have no sines and cosines,
+    with which every size would be a code of its own. The layer index is left
+    out, which is constant within a network.
 
     Args:
         width: Units of the hidden layers.
         depth: Number of hidden layers.
         num_frequencies: Sines and cosines of `2**k * pi * x` for `k` below
-            this number. 16 as published; fewer make the manifold smoother.
+            this number. 16 as published; fewer make the manifold smoother and
+            far easier to learn.
         residual_scale: Start value of the learned factor of each residual
             branch.
         seed: Seed of the initial values.
@@ -51,10 +57,10 @@ class ImplicitField(WeightField):
 
     def __init__(
         self,
-        width=256,
+        width=128,
         depth=4,
-        num_frequencies=16,
-        residual_scale=0.1,
+        num_frequencies=4,
+        residual_scale=1.0,
         seed=None,
         **kwargs,
     ):
@@ -86,31 +92,29 @@ class ImplicitField(WeightField):
         full = self._plan(graph.full_sizes)
         number = full.num_networks
         self.num_outputs = full.num_outputs
-        features = 6 * (1 + 2 * self.num_frequencies)
+        features = 4 + 4 * self.num_frequencies
         seeds = keras.random.SeedGenerator(
             0 if self.seed is None else self.seed
         )
-
-        def uniform(shape, fan_in, name):
-            # PyTorch's default for linear layers, as published.
-            limit = fan_in**-0.5
-            return self.add_weight(
-                shape=shape,
-                initializer=keras.initializers.RandomUniform(
-                    -limit, limit, seed=seeds
-                ),
-                name=name,
-            )
-
         self.kernels, self.biases, self.branch_scales = [], [], []
         widths = [features] + [self.width] * self.depth + [self.num_outputs]
         for index, (fan_in, units) in enumerate(zip(widths, widths[1:])):
-            self.kernels.append(
-                uniform((number, fan_in, units), fan_in, f"kernel_{index}")
-            )
-            self.biases.append(
-                uniform((number, units), fan_in, f"bias_{index}")
-            )
+            limit = fan_in**-0.5
+            for variables, shape, bound in (
+                # He's deviation. Half of the features are about zero.
+                (self.kernels, (number, fan_in, units), 6**0.5 * limit),
+                (self.biases, (number, units), limit),
+            ):
+                kind = "kernel" if variables is self.kernels else "bias"
+                variables.append(
+                    self.add_weight(
+                        shape=shape,
+                        initializer=keras.initializers.RandomUniform(
+                            -bound, bound, seed=seeds
+                        ),
+                        name=f"{kind}_{index}",
+                    )
+                )
             if 0 < index < self.depth:
                 self.branch_scales.append(
                     self.add_weight(
@@ -121,65 +125,84 @@ class ImplicitField(WeightField):
                         name=f"branch_scale_{index}",
                     )
                 )
-        self.scales = self.add_weight(
-            shape=(number,), initializer="ones", trainable=False, name="scales"
+        self.gains = self.add_weight(
+            shape=(len(self.layouts),), initializer="ones", name="gains"
         )
-        self.shifts = self.add_weight(
-            shape=(number,),
-            initializer="zeros",
-            trainable=False,
-            name="shifts",
+        # Where the target's weights lie; not trained.
+        self.scales, self.shifts = (
+            self.add_weight(
+                shape=(len(self.layouts),),
+                initializer="zeros",
+                trainable=False,
+                name=name,
+            )
+            for name in ("scales", "shifts")
         )
-        shifts, scales = full.network_statistics(self.layouts, values)
-        self.shifts.assign(shifts)
-        self.scales.assign(scales)
+        # A constant (a bias at zero) still needs room to move.
+        self.scales.assign([max(float(np.std(v)), 0.02) for v in values])
+        self.shifts.assign(
+            [
+                0.0 if layout.summed else float(np.mean(value))
+                for layout, value in zip(self.layouts, values, strict=True)
+            ]
+        )
 
     def generate(self, sizes, offsets=None):
         static = is_static(sizes)
         plan = self._plan(sizes if static else self.graph.full_sizes)
         sizes = ops.cast(ops.convert_to_tensor(sizes), "float32")
+        features, present = self._features(plan, sizes, offsets)
+        x = self._values(plan, features)
+        shifts = self.shifts / self.scales
+        x = x + ops.take(shifts, plan.layout)[:, None]
+        if not static:
+            x = x * present[:, None]
+        x = ops.take(ops.reshape(x, (-1,)), plan.element)
+        parts = ops.split(x, plan.splits) if plan.splits else [x]
+        scales = self.scales * self.gains
+        weights = []
+        for index, (layout, part) in enumerate(zip(self.layouts, parts)):
+            weight = ops.reshape(part, plan.shapes[index])
+            if layout.summed:
+                weight = _standardize(weight, layout)
+            weights.append(weight * scales[index])
+        return weights
+
+    def _features(self, plan, sizes, offsets):
+        """Inputs of the networks, a row per slice, and 1 where it exists."""
         # Input axes of unknown groups (images) have constant sizes.
-        sizes = ops.concatenate(
-            [sizes, ops.convert_to_tensor(plan.constant_sizes)]
-        )
         full = np.concatenate(
             [self.graph.full_sizes, plan.constant_sizes]
         ).astype("float32")
-        size_in = ops.take(sizes, plan.group_in)
-        size_out = ops.take(sizes, plan.group_out)
-        first_in = index_in = ops.convert_to_tensor(plan.index_in)
-        first_out = index_out = ops.convert_to_tensor(plan.index_out)
+        sizes = ops.concatenate(
+            [sizes, ops.convert_to_tensor(plan.constant_sizes)]
+        )
         if offsets is not None:
-            noise = ops.concatenate(
-                [*offsets, ops.zeros((plan.num_constants,), "float32")]
-            )
-            index_in = index_in + ops.take(noise, plan.noise_in)
-            index_out = index_out + ops.take(noise, plan.noise_out)
-        layer = ops.convert_to_tensor(
-            plan.network / plan.num_networks, "float32"
-        )
-        full_in = ops.convert_to_tensor(full[plan.group_in])
-        full_out = ops.convert_to_tensor(full[plan.group_out])
-        coordinates = ops.stack(
-            [
-                layer,
-                index_in / size_in,
-                index_out / size_out,
-                layer,
-                size_in / full_in,
-                size_out / full_out,
-            ],
-            axis=-1,
-        )
-        features = [coordinates]
+            offsets = ops.concatenate([*offsets, ops.zeros((1,), "float32")])
+        positions, widths, present = [], [], 1.0
+        for group, index, noise in (
+            (plan.group_in, plan.index_in, plan.noise_in),
+            (plan.group_out, plan.index_out, plan.noise_out),
+        ):
+            size = ops.take(sizes, group)
+            index = ops.convert_to_tensor(index)
+            present = present * ops.cast(index < size, "float32")
+            if offsets is not None:
+                index = index + ops.take(offsets, noise)
+            positions.append((index + 0.5) / size)
+            widths.append(size / ops.convert_to_tensor(full[group]))
+        positions = ops.stack(positions, axis=-1)
+        features = [positions, ops.stack(widths, axis=-1)]
         if self.num_frequencies:
             frequencies = np.pi * 2.0 ** np.arange(self.num_frequencies)
             frequencies = ops.convert_to_tensor(frequencies, "float32")
-            angles = coordinates[:, :, None] * frequencies
-            angles = ops.reshape(angles, (-1, 6 * self.num_frequencies))
+            angles = positions[:, :, None] * frequencies
+            angles = ops.reshape(angles, (-1, 2 * self.num_frequencies))
             features += [ops.sin(angles), ops.cos(angles)]
-        x = ops.concatenate(features, axis=-1)
-        x = ops.reshape(x, (-1, ROWS, x.shape[-1]))
+        return ops.concatenate(features, axis=-1), present
+
+    def _values(self, plan, x):
+        """Runs the network of each row."""
 
         def own(variable):
             return ops.take(variable, plan.network_of_block, axis=0)
@@ -188,25 +211,13 @@ class ImplicitField(WeightField):
             product = ops.matmul(x, own(self.kernels[index]))
             return product + own(self.biases[index])[:, None, :]
 
+        x = ops.reshape(x, (-1, ROWS, x.shape[-1]))
         x = ops.relu(linear(x, 0))
         for index, scale in enumerate(self.branch_scales, start=1):
-            branch = ops.relu(linear(x, index))
+            branch = ops.relu(linear(_normalize(x), index))
             x = x + own(scale)[:, None, None] * branch
-        x = linear(x, self.depth)
-        x = ops.reshape(x, (-1, self.num_outputs))
-        scale = ops.take(self.scales, plan.network) * ops.sqrt(
-            full_in / size_in
-        )
-        x = x * scale[:, None] + ops.take(self.shifts, plan.network)[:, None]
-        if not static:
-            present = ops.logical_and(first_in < size_in, first_out < size_out)
-            x = x * ops.cast(present, "float32")[:, None]
-        x = ops.reshape(x, (-1,))
-        x = ops.take(x, plan.element)
-        parts = ops.split(x, plan.splits) if plan.splits else [x]
-        return [
-            ops.reshape(part, shape) for part, shape in zip(parts, plan.shapes)
-        ]
+        x = linear(_normalize(x), self.depth)
+        return ops.reshape(x, (-1, self.num_outputs))
 
     def _plan(self, sizes):
         if sizes not in self._plans:
@@ -222,6 +233,29 @@ class ImplicitField(WeightField):
             "residual_scale": self.residual_scale,
             "seed": self.seed,
         }
+
+
+def _normalize(x):
+    """Mean 0 and variance 1 over the units."""
+    x = x - ops.mean(x, axis=-1, keepdims=True)
+    square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+    return x * ops.rsqrt(square + 1e-5)
+
+
+def _standardize(weight, layout):
+    """Gives each output channel the mean square `fan_in_full / fan_in`.
+
+    Whatever the size, the squares sum to `fan_in_full` then. Channels that a
+    size leaves out are zero and stay so.
+    """
+    axes = [
+        n
+        for n in range(len(layout.shape))
+        if n in layout.summed or n not in layout.axes
+    ]
+    fan_in = float(np.prod([layout.shape[n] for n in axes]))
+    squares = ops.sum(ops.square(weight), axis=axes, keepdims=True)
+    return weight * ops.sqrt(fan_in / (squares + 1e-6))
 
 
 class _Plan:
@@ -242,6 +276,7 @@ class _Plan:
             key: []
             for key in (
                 "network",
+                "layout",
                 "group_in",
                 "group_out",
                 "index_in",
@@ -250,7 +285,7 @@ class _Plan:
                 "noise_out",
             )
         }
-        elements, self.shapes, self._members = [], [], []
+        elements, self.shapes = [], []
         num_rows, self.num_networks, self.num_outputs = 0, 0, 1
         for layout in layouts:
             shape = layout.shape_at(sizes)
@@ -259,30 +294,26 @@ class _Plan:
             outputs = [n for n in layout.axes if n not in inputs][-1:]
             coordinates = np.indices(shape).reshape(len(shape), -1)
 
-            def side(numbers):
-                """Group, channel and block of each element of the weight."""
-                if not numbers:
-                    zeros = np.zeros(coordinates.shape[1], "int64")
-                    return np.full_like(zeros, num_groups), zeros, zeros
-                number = numbers[0]
-                here = coordinates[number]
-                axis = layout.axes.get(number)
-                if axis is None:
-                    constants.append(shape[number])
-                    group = num_groups + len(constants) - 1
-                    return np.full_like(here, group), here, here * 0
-                axis = axis.at(sizes)
-                return axis.groups[here], axis.channels[here], axis.blocks[here]
-
-            group_in, channel_in, block_in = side(inputs)
-            group_out, channel_out, block_out = side(outputs)
-            element = np.empty(coordinates.shape[1], "int64")
-            pairs = np.stack([group_in, group_out])
+            sides = []
+            for numbers in (inputs, outputs):
+                here = np.zeros(int(np.prod(shape)), "int64")
+                group, channel = here + num_groups, here
+                if numbers:
+                    here = channel = coordinates[numbers[0]]
+                    axis = layout.axes.get(numbers[0])
+                    if axis is None:
+                        constants.append(shape[numbers[0]])
+                        group = here * 0 + num_groups + len(constants) - 1
+                    else:
+                        axis = axis.at(sizes)
+                        group, channel = axis.groups[here], axis.channels[here]
+                sides.append((group, channel))
+            pairs, channels = np.moveaxis(np.array(sides), 1, 0)
+            element = np.empty(len(here), "int64")
             for pair in np.unique(pairs, axis=1).T:
                 member = np.flatnonzero((pairs == pair[:, None]).all(axis=0))
-                a, b = channel_in[member], channel_out[member]
                 slices, row = np.unique(
-                    np.stack([a, b]), axis=1, return_inverse=True
+                    channels[:, member], axis=1, return_inverse=True
                 )
                 # The place of an element within its slice: by order.
                 order = np.argsort(row, kind="stable")
@@ -290,11 +321,11 @@ class _Plan:
                 within = np.empty(len(row), "int64")
                 begin = np.repeat(np.cumsum(counts) - counts, counts)
                 within[order] = np.arange(len(row)) - begin
-                self._members.append((len(self.shapes) - 1, member))
                 padded = -(-slices.shape[1] // ROWS) * ROWS
                 pad = (0, padded - slices.shape[1])
                 element[member] = (num_rows + row) * 2**20 + within
                 rows["network"].append(np.full(padded, self.num_networks))
+                rows["layout"].append(np.full(padded, len(elements)))
                 rows["group_in"].append(np.full(padded, pair[0]))
                 rows["group_out"].append(np.full(padded, pair[1]))
                 rows["index_in"].append(np.pad(slices[0], pad))
@@ -317,31 +348,18 @@ class _Plan:
             kind = "float32" if key.startswith("index") else "int32"
             setattr(self, key, value.astype(kind))
         self.constant_sizes = np.array(constants, "float32")
-        self.num_constants = 1
         # Axes without noise read the zero behind the groups' noise.
         for key in ("noise_in", "noise_out"):
             value = getattr(self, key)
             value[value < 0] = starts[-1]
         self.network_of_block = self.network[::ROWS]
-        self._elements = elements
+        self.element = self._places(np.concatenate(elements))
         self.splits = np.cumsum([len(x) for x in elements])[:-1].tolist()
 
-    @property
-    def element(self):
+    def _places(self, flat):
         """Place of each weight in the flat outputs, centred in its slice."""
-        flat = np.concatenate(self._elements)
         row, within = flat // 2**20, flat % 2**20
         used = np.zeros(len(self.network), "int64")
         np.maximum.at(used, row, within + 1)
         start = (self.num_outputs - used[row]) // 2
         return (row * self.num_outputs + start + within).astype("int32")
-
-    def network_statistics(self, layouts, values):
-        """Mean (of vectors) and deviation of what each network makes."""
-        shifts, scales = [], []
-        for index, member in self._members:
-            value = np.asarray(values[index], "float32").reshape(-1)[member]
-            shifts.append(0.0 if layouts[index].summed else value.mean())
-            # A constant (a bias at zero) still needs room to move.
-            scales.append(max(float(np.std(value)), 0.02))
-        return np.array(shifts, "float32"), np.array(scales, "float32")

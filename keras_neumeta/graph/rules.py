@@ -489,12 +489,16 @@ def reshape(call):
     if not x.labels:
         return call.output()
     # Leading and trailing axes of equal size pass through.
+    sizes = [-1 if size is None else size for size in shape[1:]]
     if x.shape[1:] == shape[1:]:
+        for axis, labels in x.labels.items():
+            sizes[axis - 1] = labels
+        call.resize("target_shape", sizes)
         return call.output(x.labels)
     channels = x.channels(-1)
     others = [axis for axis in x.labels if axis != len(x.shape) - 1]
     if not others and channels is not None and x.shape[-1] == shape[-1]:
-        call.resize("target_shape", [*shape[1:-1], channels])
+        call.resize("target_shape", [*sizes[:-1], channels])
         return call.output({-1: channels})
     if len(shape) == 2 and None not in x.shape[1:]:
         labels = _merge_labels(call, x.shape[1:], x.labels, 1)
@@ -506,7 +510,7 @@ def reshape(call):
         rows = channels.reshape(-1, shape[-1])
         for row in rows[1:]:
             call.tie(rows[0], row)
-        call.resize("target_shape", [*shape[1:-1], rows[0]])
+        call.resize("target_shape", [*sizes[:-1], rows[0]])
         return call.output({-1: rows[0]})
     call.freeze_inputs(f"layer '{call.layer.name}' reshapes them")
     return call.output()
