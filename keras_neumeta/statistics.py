@@ -54,7 +54,7 @@ class StatisticsField(keras.layers.Layer):
             key = (layout.shape, *(_axis_key(a) for a in layout.axes.items()))
             members.setdefault(key, []).append(index)
         self.bundles = list(members.values())
-        self.knots = []
+        self.knots, self.lowest = [], []
         # Row b averages the kept widths of the groups of bundle b.
         self.kept_weights = np.zeros(
             (len(self.bundles), len(graph.groups)), "float32"
@@ -79,6 +79,9 @@ class StatisticsField(keras.layers.Layer):
                 np.broadcast_to(value, tuple(variable.shape)).copy()
             )
             self.knots.append(variable)
+            shape = (-1, *[1] * len(layout.shape))
+            lowest = [self.layouts[i].minimum for i in bundle]
+            self.lowest.append(np.array(lowest, "float32").reshape(shape))
         self.built = True
 
     def generate(self, sizes):
@@ -139,7 +142,11 @@ class StatisticsField(keras.layers.Layer):
             hat = hat / ops.sum(ops.square(hat))
             hat = ops.reshape(hat, (-1,) + (1,) * (len(layout.shape) + 1))
             knots = self.knots[number]
-            knots.assign(knots + hat * change[None])
+            # A change is spread over neighbouring channels and sizes: it
+            # could push a variance below zero.
+            knots.assign(
+                ops.maximum(knots + hat * change[None], self.lowest[number])
+            )
 
     def _mask(self, change, number, axis, reached):
         """Leaves control points alone that this size does not read."""

@@ -158,6 +158,7 @@ class VariableLayout:
             of a convolution), for counting multiply-accumulates; 0 for
             biases and the like.
         summed: The axes that the layer sums over (input channels).
+        minimum: Lower bound of a statistic (0 for a variance).
     """
 
     path: str
@@ -167,6 +168,7 @@ class VariableLayout:
     trainable: bool
     positions: int = 0
     summed: tuple = ()
+    minimum: float = -np.inf
 
     @property
     def morphable_groups(self):

@@ -317,7 +317,7 @@ def batch_normalization(call):
     call.weight(layer.gamma, labels)
     call.weight(layer.beta, labels)
     call.statistic(layer.moving_mean, labels)
-    call.statistic(layer.moving_variance, labels)
+    call.statistic(layer.moving_variance, labels, minimum=0.0)
     return call.output(x.labels)
 
 

@@ -45,6 +45,7 @@ class _Registered:
     summed: tuple
     role: str
     positions: int
+    minimum: float = -np.inf
 
 
 class LayerCall:
@@ -128,10 +129,15 @@ class LayerCall:
             self.layer.name, variable, labels, summed, "weight", positions
         )
 
-    def statistic(self, variable, labels):
-        """Like `weight`, for moving statistics, which belong to a size."""
+    def statistic(self, variable, labels, minimum=-np.inf):
+        """Like `weight`, for moving statistics, which belong to a size.
+
+        Args:
+            variable, labels: As for `weight`.
+            minimum: Lower bound of the values (0 for a variance).
+        """
         self._tracer.register(
-            self.layer.name, variable, labels, (), "statistic", 0
+            self.layer.name, variable, labels, (), "statistic", 0, minimum
         )
 
     def resize(self, argument, labels):
@@ -191,7 +197,16 @@ class Tracer:
     def freeze(self, labels, reason):
         self._frozen.append((np.asarray(labels), reason))
 
-    def register(self, layer, variable, labels, summed, role, positions):
+    def register(
+        self,
+        layer,
+        variable,
+        labels,
+        summed,
+        role,
+        positions,
+        minimum=-np.inf,
+    ):
         if variable is None:
             return
         shape = tuple(variable.shape)
@@ -210,7 +225,13 @@ class Tracer:
         known = self._registered.get(id(variable))
         if known is None:
             self._registered[id(variable)] = _Registered(
-                variable, layer, labels, tuple(summed), role, positions
+                variable,
+                layer,
+                labels,
+                tuple(summed),
+                role,
+                positions,
+                minimum,
             )
             return
         # A shared layer: every call must see the same channels.
@@ -410,6 +431,7 @@ class Tracer:
             variable.trainable,
             entry.positions,
             entry.summed,
+            entry.minimum,
         )
 
 
