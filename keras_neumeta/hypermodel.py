@@ -388,8 +388,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
         Returns:
             A Sequential or functional `keras.Model` that knows nothing of
-            this library; compiled with the same loss and metrics if the
-            hypermodel is.
+            this library, not compiled.
         """
         return morph(
             self,

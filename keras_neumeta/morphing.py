@@ -1,6 +1,5 @@
 """`morph`: the plain network of a size."""
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -41,8 +40,6 @@ def morph(
         variable.assign(value)
     if calibration_data is not None:
         calibrate(model, calibration_data)
-    if hyper.compiled:
-        compile_like(model, hyper)
     return model
 
 
@@ -57,27 +54,3 @@ def _average_weights(hyper, sizes, samples, noise):
         for sum_, value in zip(total, sample):
             sum_ += ops.convert_to_numpy(value)
     return [value / samples for value in total]
-
-
-def compile_like(model, other):
-    """Compiles a model with copies of another one's loss and metrics."""
-
-    def copy(value):
-        if isinstance(value, keras.Metric | keras.Loss | keras.Optimizer):
-            return type(value).from_config(value.get_config())
-        return value
-
-    config = other._compile_config.config
-    model.compile(
-        **{
-            key: keras.tree.map_structure(copy, config[key])
-            for key in (
-                "optimizer",
-                "loss",
-                "loss_weights",
-                "metrics",
-                "weighted_metrics",
-            )
-        },
-        run_eagerly=config["run_eagerly"],
-    )

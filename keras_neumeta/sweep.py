@@ -4,11 +4,11 @@ import json
 import os
 import tempfile
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_neumeta.graph import trace
-from keras_neumeta.morphing import compile_like
 from keras_neumeta.pruning import cut as cut_channels
 
 RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -119,35 +119,44 @@ class Sweep:
                 f"Argument `metric` must be one of {self.metrics}. "
                 f"Received: metric={metric!r}"
             )
+        # Accuracies crowd near 1: their errors, on a log scale, do not.
+        error = "accuracy" in metric
+
+        def height(row):
+            return max(1.0 - row[metric], 1e-4) if error else row[metric]
+
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for method in dict.fromkeys(row["method"] for row in self.rows):
             rows = [row for row in self.rows if row["method"] == method]
+            rows.sort(key=lambda row: row["parameters"])
             if method == "floor":
                 axes.axhline(
-                    rows[0][metric], color="0.6", ls=":", label="floor"
+                    height(rows[0]), color="0.6", ls=":", label="floor"
                 )
                 continue
-            rows.sort(key=lambda row: row["parameters"])
             axes.plot(
                 [row["parameters"] for row in rows],
-                [row[metric] for row in rows],
+                [height(row) for row in rows],
                 marker="o",
                 label=method,
             )
             for row in rows if method == "morph" else ():
                 axes.annotate(
                     f"{row['ratio']:g}",
-                    (row["parameters"], row[metric]),
-                    xytext=(0, 6),
+                    (row["parameters"], height(row)),
+                    xytext=(0, -12 if error else 6),
                     textcoords="offset points",
                     ha="center",
                     fontsize=8,
                 )
         axes.set_xscale("log")
         axes.set_xlabel("parameters")
-        axes.set_ylabel(metric)
-        axes.grid(alpha=0.3)
+        axes.set_ylabel(f"1 - {metric}" if error else metric)
+        if error:
+            axes.set_yscale("log")
+            axes.margins(y=0.12)
+        axes.grid(alpha=0.3, which="both")
         axes.legend()
         if path is not None:
             figure.savefig(path, dpi=150)
@@ -202,14 +211,16 @@ def sweep(
     table = Sweep()
     for ratio in ratios:
         model = hyper.morph(ratio, **morph)
+        _compile_like(model, hyper)
         table.add("morph", ratio, model, x, y, **arguments)
     full = hyper.morph(1.0)
     if cut:
         for ratio in ratios:
             model = cut_channels(full, ratio)
-            compile_like(model, hyper)
+            _compile_like(model, hyper)
             table.add("cut", ratio, model, x, y, **arguments)
     _silence(full, hyper.graph)
+    _compile_like(full, hyper)
     table.add("floor", None, full, x, y, **arguments)
     return table
 
@@ -229,7 +240,35 @@ def _silence(model, graph):
 
 
 def _file_size(model):
+    """Bytes of the `.keras` file, without the state of an optimizer."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    copy.optimizer, copy.compiled = None, False
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
-        model.save(path)
+        copy.save(path)
         return os.path.getsize(path)
+
+
+def _compile_like(model, other):
+    """Compiles a model with copies of another one's loss and metrics."""
+
+    def copy(value):
+        if isinstance(value, keras.Metric | keras.Loss | keras.Optimizer):
+            return type(value).from_config(value.get_config())
+        return value
+
+    config = other._compile_config.config
+    model.compile(
+        **{
+            key: keras.tree.map_structure(copy, config[key])
+            for key in (
+                "optimizer",
+                "loss",
+                "loss_weights",
+                "metrics",
+                "weighted_metrics",
+            )
+        },
+        run_eagerly=config["run_eagerly"],
+    )

@@ -50,14 +50,14 @@ class ImplicitField(WeightField):
     Example:
 
     ```python
-    field = keras_neumeta.ImplicitField(width=128)
+    field = keras_neumeta.ImplicitField(width=128, depth=3)
     hyper = keras_neumeta.ManifoldHyperModel(model, field=field)
     ```
     """
 
     def __init__(
         self,
-        width=128,
+        width=64,
         depth=4,
         num_frequencies=4,
         residual_scale=1.0,
@@ -155,17 +155,17 @@ class ImplicitField(WeightField):
         x = self._values(plan, features)
         shifts = self.shifts / self.scales
         x = x + ops.take(shifts, plan.layout)[:, None]
+        weights = plan.weights(x)
         if not static:
-            x = x * present[:, None]
-        x = ops.take(ops.reshape(x, (-1,)), plan.element)
-        parts = ops.split(x, plan.splits) if plan.splits else [x]
+            present = ops.broadcast_to(present[:, None], ops.shape(x))
+            masks = plan.weights(present)
+            weights = [w * mask for w, mask in zip(weights, masks)]
         scales = self.scales * self.gains
-        weights = []
-        for index, (layout, part) in enumerate(zip(self.layouts, parts)):
-            weight = ops.reshape(part, plan.shapes[index])
+        for index, layout in enumerate(self.layouts):
             if layout.summed:
-                weight = _standardize(weight, layout)
-            weights.append(weight * scales[index])
+                mask = None if static else masks[index]
+                weights[index] = _standardize(weights[index], mask, layout)
+            weights[index] = weights[index] * scales[index]
         return weights
 
     def _features(self, plan, sizes, offsets):
@@ -242,20 +242,34 @@ def _normalize(x):
     return x * ops.rsqrt(square + 1e-5)
 
 
-def _standardize(weight, layout):
-    """Gives each output channel the mean square `fan_in_full / fan_in`.
+def _standardize(weight, present, layout):
+    """Mean 0 and mean square `fan_in_full / fan_in` of each output channel.
 
-    Whatever the size, the squares sum to `fan_in_full` then. Channels that a
-    size leaves out are zero and stay so.
+    Whatever the size, the squares sum to `fan_in_full` then. Without the mean
+    all units of a layer can be driven below zero, for good.
+
+    Args:
+        weight: Kernel.
+        present: `None`, or 1 where the weight exists at this size, else 0.
+        layout: Its `VariableLayout`.
     """
     axes = [
         n
         for n in range(len(layout.shape))
         if n in layout.summed or n not in layout.axes
     ]
-    fan_in = float(np.prod([layout.shape[n] for n in axes]))
+    fan_in = float(np.prod([weight.shape[n] for n in axes]))
+    if present is not None:
+        fan_in = ops.sum(present, axis=axes, keepdims=True)
+        fan_in = ops.maximum(fan_in, 1.0)
+    # The factor: nothing would be left of a single input.
+    mean = ops.sum(weight, axis=axes, keepdims=True) / fan_in
+    weight = weight - mean * (1.0 - 1.0 / fan_in)
+    if present is not None:
+        weight = weight * present
     squares = ops.sum(ops.square(weight), axis=axes, keepdims=True)
-    return weight * ops.sqrt(fan_in / (squares + 1e-6))
+    fan_in_full = float(np.prod([layout.shape[n] for n in axes]))
+    return weight * ops.sqrt(fan_in_full / (squares + 1e-6))
 
 
 class _Plan:
@@ -355,6 +369,14 @@ class _Plan:
         self.network_of_block = self.network[::ROWS]
         self.element = self._places(np.concatenate(elements))
         self.splits = np.cumsum([len(x) for x in elements])[:-1].tolist()
+
+    def weights(self, outputs):
+        """Cuts the networks' outputs `(rows, num_outputs)` into weights."""
+        flat = ops.take(ops.reshape(outputs, (-1,)), self.element)
+        parts = ops.split(flat, self.splits) if self.splits else [flat]
+        return [
+            ops.reshape(part, shape) for part, shape in zip(parts, self.shapes)
+        ]
 
     def _places(self, flat):
         """Place of each weight in the flat outputs, centred in its slice."""

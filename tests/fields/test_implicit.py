@@ -1,0 +1,223 @@
+"""`ImplicitField` against its formula, written as loops."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_neumeta import ImplicitField
+from keras_neumeta import trace
+
+
+def weights_of(graph):
+    return [
+        ops.convert_to_numpy(v)
+        for v, layout in zip(
+            graph.model.variables, graph.layouts, strict=True
+        )
+        if layout.role == "weight"
+    ]
+
+
+def attached(model, **arguments):
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(random.normal(size=variable.shape))
+    field = ImplicitField(
+        **{"width": 8, "depth": 3, "num_frequencies": 2, "seed": 0} | arguments
+    )
+    field.attach(trace(model), weights_of(trace(model)))
+    return field
+
+
+def mlp():
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(6, name="first"),
+            layers.Dense(4, name="second"),
+            layers.Dense(2, name="head"),
+        ]
+    )
+
+
+def convnet():
+    inputs = keras.Input((5, 5, 2))
+    x = layers.Conv2D(6, 3)(inputs)
+    x = layers.BatchNormalization()(x)
+    y = layers.Conv2D(4, 1)(x)
+    x = layers.Concatenate()([x, y])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
+def arrays(tensors):
+    return [ops.convert_to_numpy(x) for x in tensors]
+
+
+def naive(field, network, row, size_in, size_out, full_in, full_out):
+    """The raw value between channels `row = (a, b)`, by the formula."""
+    positions = [(row[0] + 0.5) / size_in, (row[1] + 0.5) / size_out]
+    angles = np.array(
+        [
+            x * np.pi * 2**k
+            for x in positions
+            for k in range(field.num_frequencies)
+        ]
+    )
+    widths = [size_in / full_in, size_out / full_out]
+    x = np.concatenate([positions, widths, np.sin(angles), np.cos(angles)])
+
+    def linear(x, index):
+        kernel = ops.convert_to_numpy(field.kernels[index])[network]
+        return x @ kernel + ops.convert_to_numpy(field.biases[index])[network]
+
+    def normal(x):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+    x = np.maximum(linear(x, 0), 0)
+    for index, scale in enumerate(field.branch_scales, start=1):
+        scale = ops.convert_to_numpy(scale)[network]
+        x = x + scale * np.maximum(linear(normal(x), index), 0)
+    (value,) = linear(normal(x), field.depth)
+    return value
+
+
+def naive_kernel(field, size_in, size_out, offset_in, offset_out):
+    """The second kernel of `mlp`, 6 x 4 at full size; network 2."""
+    raw = np.array(
+        [
+            [
+                naive(
+                    field,
+                    2,
+                    (a + offset_in[a], b + offset_out[b]),
+                    size_in,
+                    size_out,
+                    6,
+                    4,
+                )
+                for b in range(size_out)
+            ]
+            for a in range(size_in)
+        ]
+    )
+    # Each output channel gets the deviation of the target's own weight.
+    raw -= raw.mean(axis=0) * (1 - 1 / size_in)
+    raw *= np.sqrt(6 / (raw**2).sum(axis=0))
+    return raw * weights_of(field.graph)[2].std()
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_dense_kernel_by_the_formula(noisy):
+    model = mlp()
+    field = attached(model)
+    sizes = (4, 3, 2)
+    offsets = [np.zeros(n, "float32") for n in (6, 4, 2)]
+    if noisy:
+        # Far enough to reach another tensor, were the index not exact.
+        offsets[0] += np.linspace(-3, 3, 6).astype("float32")
+        offsets[1] += 2.0
+    tensors = [ops.convert_to_tensor(x) for x in offsets]
+    generated = arrays(field.generate(sizes, tensors if noisy else None))
+    expected = naive_kernel(field, 4, 3, *offsets[:2])
+    np.testing.assert_allclose(generated[2], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_deviation_is_that_of_the_target():
+    field = attached(mlp())
+    targets = weights_of(field.graph)
+    for sizes in ((6, 4, 2), (3, 2, 2)):
+        weights = arrays(field.generate(sizes))
+        for index in (0, 2, 4):
+            squares = (weights[index] ** 2).sum(axis=0)
+            expected = targets[index].std() ** 2 * targets[index].shape[0]
+            np.testing.assert_allclose(squares, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [mlp, convnet])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_tensor_sizes_equal_static_sizes(make, noisy):
+    field = attached(make())
+    graph = field.graph
+    random = np.random.default_rng(0)
+    offsets = None
+    if noisy:
+        offsets = [
+            ops.convert_to_tensor(random.uniform(-0.5, 0.5, n), "float32")
+            for n in graph.full_sizes
+        ]
+    for ratio in (0.3, 0.5, 0.8, 1.0):
+        sizes = graph.sizes(ratio)
+        static = arrays(field.generate(sizes, offsets))
+        tensor = ops.convert_to_tensor(sizes, "int32")
+        dynamic = arrays(field.generate(tensor, offsets))
+        for a, b, layout in zip(static, dynamic, field.layouts, strict=True):
+            assert a.shape == layout.shape_at(sizes)
+            assert b.shape == layout.shape
+            assert np.isfinite(b).all()
+            np.testing.assert_allclose(a, layout.crop(b, sizes), atol=1e-4)
+            kept = np.prod(layout.shape_at(sizes))
+            assert np.count_nonzero(b) <= kept
+
+
+def test_kernels_of_all_sizes_are_centred():
+    # Slices of 3 x 3, of 1 x 1 and of one value read one output vector.
+    field = attached(convnet())
+    assert field.num_outputs == 9
+    for value, layout in zip(
+        field.generate(field.graph.full_sizes), field.layouts, strict=True
+    ):
+        assert tuple(value.shape) == layout.shape
+    # The centre is output 4 of 9: moving its bias moves a 1 x 1 kernel.
+    pointwise = next(
+        n
+        for n, layout in enumerate(field.layouts)
+        if layout.shape[:2] == (1, 1)
+    )
+    before = arrays(field.generate(field.graph.full_sizes))[pointwise]
+    bias = ops.convert_to_numpy(field.biases[-1]).copy()
+    bias[:, 4] += 1.0
+    field.biases[-1].assign(bias)
+    after = arrays(field.generate(field.graph.full_sizes))[pointwise]
+    assert np.abs(after - before).max() > 0.01
+    bias[:, [0, 1, 2, 3, 5, 6, 7, 8]] += 1.0
+    field.biases[-1].assign(bias)
+    still = arrays(field.generate(field.graph.full_sizes))[pointwise]
+    np.testing.assert_allclose(after, still, atol=1e-6)
+
+
+def test_no_frequencies():
+    field = attached(mlp(), num_frequencies=0, depth=1)
+    expected = naive_kernel(field, 4, 3, np.zeros(4), np.zeros(3))
+    generated = arrays(field.generate((4, 3, 2)))[2]
+    np.testing.assert_allclose(generated, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_seed_decides_the_start():
+    first, again, other = (
+        attached(mlp(), seed=seed).get_weights() for seed in (1, 1, 2)
+    )
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"width": 0}, ValueError, "`width` must be positive"),
+        ({"width": 1.5}, TypeError, "`width` must be an integer"),
+        ({"depth": 0}, ValueError, "`depth` must be positive"),
+        ({"depth": True}, TypeError, "`depth` must be an integer"),
+        ({"num_frequencies": -1}, ValueError, "`num_frequencies` must be"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ImplicitField(**arguments)
+
+
+def test_second_attach_raises():
+    field = attached(mlp())
+    with pytest.raises(ValueError, match="already attached to model"):
+        field.attach(field.graph, weights_of(field.graph))

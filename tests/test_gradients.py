@@ -1,0 +1,111 @@
+"""Gradients through generated networks against finite differences."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_neumeta import ManifoldHyperModel
+from keras_neumeta import Sandwich
+from keras_neumeta import Uniform
+
+LEARNING_RATE = 0.5
+
+
+def network():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, activation="tanh"),
+            layers.Dense(3, activation="tanh"),
+            layers.Dense(1),
+        ]
+    )
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(random.normal(size=variable.shape) * 0.5)
+    return model
+
+
+def data():
+    random = np.random.default_rng(1)
+    return (
+        random.normal(size=(8, 3)).astype("float32"),
+        random.normal(size=(8, 1)).astype("float32"),
+    )
+
+
+def hypermodel(sampler, correction):
+    hyper = ManifoldHyperModel(
+        network(), sampler=sampler, distillation=0.0, smooth=False, seed=0
+    )
+    for n, variable in enumerate(
+        hyper.field.size_correction.trainable_variables
+    ):
+        random = np.random.default_rng(n)
+        value = random.normal(size=variable.shape) * correction
+        variable.assign(value.astype("float32"))
+    hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
+    return hyper
+
+
+def loss_of_morphs(hyper, ratios):
+    """The task loss, from networks built outside of the training step."""
+    x, y = data()
+    losses = []
+    for ratio in ratios:
+        outputs = ops.convert_to_numpy(hyper.morph(ratio)(x))
+        losses.append(np.square(outputs - y).mean(dtype="float64"))
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("make", "ratios"),
+    [
+        (lambda: Sandwich(0.5, 1.0, num_random=0), (1.0, 0.5)),
+        # Computed by masks, at one size.
+        (lambda: Uniform(0.5, 0.5), (0.5,)),
+    ],
+    ids=["small", "masked"],
+)
+def test_step_follows_finite_differences(make, ratios, correction):
+    hyper = hypermodel(make(), correction)
+    variables = hyper.trainable_variables
+    start = [ops.convert_to_numpy(v).copy() for v in variables]
+    before = loss_of_morphs(hyper, ratios)
+    logs = hyper.train_on_batch(*data(), return_dict=True)
+    assert logs["loss"] == pytest.approx(before, rel=1e-4)
+    gradients = [
+        (value - ops.convert_to_numpy(v)) / LEARNING_RATE
+        for value, v in zip(start, variables, strict=True)
+    ]
+    for value, v in zip(start, variables, strict=True):
+        v.assign(value)
+    random = np.random.default_rng(3)
+    step = 1e-2
+    for gradient, value, variable in zip(
+        gradients, start, variables, strict=True
+    ):
+        if correction and any(
+            variable is v and len(v.shape) == 1
+            for v in hyper.field.control_points
+        ):
+            # The correction of a vector is relative to its size, through
+            # which no gradient flows.
+            continue
+        # One direction per variable: all its entries at once.
+        direction = random.choice([-1.0, 1.0], value.shape).astype("float32")
+        variable.assign(value + step * direction)
+        above = loss_of_morphs(hyper, ratios)
+        variable.assign(value - step * direction)
+        below = loss_of_morphs(hyper, ratios)
+        variable.assign(value)
+        expected = (above - below) / (2 * step)
+        assert (gradient * direction).sum() == pytest.approx(
+            expected, rel=0.02, abs=5e-4
+        ), variable.path
+    # The control points that the sizes read do have a gradient.
+    points = len(hyper.field.control_points)
+    assert all(np.abs(g).max() > 1e-4 for g in gradients[:points])

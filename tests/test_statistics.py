@@ -1,0 +1,201 @@
+"""Moving statistics of every size."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_neumeta import ManifoldHyperModel
+from keras_neumeta import Sandwich
+from keras_neumeta import trace
+from keras_neumeta.statistics import StatisticsField
+
+
+def network():
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(8, 3, name="conv")(inputs)
+    y = layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    x = layers.Concatenate()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.8, name="norm")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def attached(**arguments):
+    graph = trace(network())
+    random = np.random.default_rng(0)
+    values = [
+        random.uniform(1.0, 2.0, layout.shape).astype("float32")
+        for layout in graph.layouts
+        if layout.role == "statistic"
+    ]
+    field = StatisticsField(**arguments)
+    field.attach(graph, values)
+    return field, values
+
+
+def arrays(tensors):
+    return [ops.convert_to_numpy(x) for x in tensors]
+
+
+def tensor(sizes):
+    return ops.convert_to_tensor(sizes, "int32")
+
+
+def test_starts_at_the_target():
+    field, values = attached()
+    for got, value in zip(
+        field.generate(field.graph.full_sizes), values, strict=True
+    ):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(got), value, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.5, 1.0])
+def test_tensor_sizes_equal_static_sizes(stretch):
+    field, _ = attached(stretch=stretch)
+    random = np.random.default_rng(1)
+    for knots in field.knots:
+        knots.assign(random.normal(size=knots.shape))
+    for ratio in (0.25, 0.4, 0.8, 1.0):
+        sizes = field.graph.sizes(ratio)
+        static = arrays(field.generate(sizes))
+        dynamic = arrays(field.generate(tensor(sizes)))
+        for a, b, layout in zip(static, dynamic, field.layouts, strict=True):
+            assert a.shape == layout.shape_at(sizes)
+            np.testing.assert_allclose(a, layout.crop(b, sizes), atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("stretch", [0.0, 1.0])
+@pytest.mark.parametrize("ratio", [0.25, 0.45, 0.5, 0.9, 1.0])
+def test_update_moves_a_size_by_the_change(ratio, stretch, dynamic):
+    """A change that is the same for all channels arrives unchanged."""
+    field, _ = attached(stretch=stretch)
+    sizes = field.graph.sizes(ratio)
+    given = tensor(sizes) if dynamic else sizes
+    start = arrays(field.generate(sizes))
+    before = field.generate(given)
+    field.update(given, before, [x + 0.5 for x in before])
+    for a, b in zip(start, arrays(field.generate(sizes)), strict=True):
+        np.testing.assert_allclose(b, a + 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9, 1.0])
+def test_updates_arrive_at_what_is_measured(ratio, dynamic):
+    """Many updates with one measurement give that measurement."""
+    field, _ = attached()
+    sizes = field.graph.sizes(ratio)
+    random = np.random.default_rng(2)
+    measured = [
+        random.uniform(0.5, 3.0, layout.shape_at(sizes)).astype("float32")
+        for layout in field.layouts
+    ]
+    given, goals = sizes, measured
+    if dynamic:
+        given, goals = tensor(sizes), []
+        for goal, layout in zip(measured, field.layouts, strict=True):
+            whole = np.zeros(layout.shape, "float32")
+            whole[layout.axes[0].keep(sizes)] = goal
+            goals.append(whole)
+    for _ in range(60):
+        before = field.generate(given)
+        after = [
+            b + 0.3 * (ops.convert_to_tensor(goal) - b)
+            for b, goal in zip(before, goals, strict=True)
+        ]
+        field.update(given, before, after)
+    for got, goal in zip(arrays(field.generate(sizes)), measured, strict=True):
+        np.testing.assert_allclose(got, goal, atol=0.02)
+
+
+def test_static_and_tensor_updates_are_the_same():
+    first, _ = attached()
+    second, _ = attached()
+    sizes = first.graph.sizes(0.6)
+    for field, given in ((first, sizes), (second, tensor(sizes))):
+        before = field.generate(given)
+        field.update(given, before, [x * 1.5 for x in before])
+    for a, b in zip(first.knots, second.knots, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=1e-5
+        )
+
+
+def test_update_leaves_far_sizes_alone():
+    field, values = attached()
+    small = field.graph.sizes(0.25)
+    before = field.generate(small)
+    field.update(small, before, [x + 1.0 for x in before])
+    for got, value in zip(
+        field.generate(field.graph.full_sizes), values, strict=True
+    ):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(got), value, atol=1e-6
+        )
+
+
+def test_leading_slice_updates_only_the_channels_it_reads():
+    field, values = attached(stretch=0.0, num_knots=1)
+    sizes = field.graph.sizes(0.5)
+    before = field.generate(sizes)
+    field.update(sizes, before, [x + 1.0 for x in before])
+    kept = field.layouts[0].axes[0].keep(sizes)
+    (full, *_) = arrays(field.generate(field.graph.full_sizes))
+    expected = np.isin(np.arange(len(full)), kept)
+    np.testing.assert_allclose(full - values[0], expected, atol=1e-5)
+
+
+def test_one_size_has_one_knot():
+    field, _ = attached(min_ratio=1.0)
+    assert field.num_knots == 1
+
+
+def test_variances_stay_positive():
+    """Neighbours of very different variance do not push one below zero."""
+    field, _ = attached()
+    sizes = field.graph.sizes(0.6)
+    random = np.random.default_rng(0)
+    lowest = np.inf
+    for _ in range(20):
+        before = field.generate(sizes)
+        batch = [10.0 ** random.uniform(-6, 2, b.shape) for b in before]
+        batch[0] = -batch[0]
+        after = [
+            b + 0.5 * (ops.convert_to_tensor(x, "float32") - b)
+            for b, x in zip(before, batch, strict=True)
+        ]
+        field.update(sizes, before, after)
+        for ratio in (0.25, 0.6, 1.0):
+            mean, variance = arrays(field.generate(field.graph.sizes(ratio)))
+            assert (variance >= 0).all()
+            lowest = min(lowest, mean.min())
+    assert lowest < 0
+
+
+def test_training_measures_what_calibration_would():
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    x = random.normal(1.0, 2.0, size=(64, 6, 6, 1)).astype("float32")
+    y = random.integers(0, 2, 64)
+    hyper = ManifoldHyperModel(
+        network(), sampler=Sandwich(num_random=1, seed=0), seed=0
+    )
+    hyper.compile(
+        keras.optimizers.SGD(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    hyper.fit(x, y, batch_size=32, epochs=20, verbose=0)
+    for ratio in (1.0, 0.5, 0.25):
+        kept = hyper.morph(ratio).get_layer("norm")
+        measured = hyper.morph(ratio, calibration_data=x).get_layer("norm")
+        deviation = ops.convert_to_numpy(measured.moving_variance) ** 0.5
+        mean = ops.convert_to_numpy(kept.moving_mean - measured.moving_mean)
+        assert (np.abs(mean) < 0.3 * deviation).all()
+        ratio = ops.convert_to_numpy(
+            kept.moving_variance / measured.moving_variance
+        )
+        assert (ratio > 0.6).all() and (ratio < 1.8).all()
