@@ -28,8 +28,8 @@ RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875)
 
 # Name -> arguments of the field, the sampler and the hypermodel.
 VARIANTS = {
-    "correction: gain": ({"correction": "gain"}, nm.Sandwich, {}),
-    "no correction": ({"correction": None}, nm.Sandwich, {}),
+    "default": ({}, nm.Sandwich, {}),
+    "correction by gains": ({"correction": "gain"}, nm.Sandwich, {}),
     "cubic interpolation": ({"interpolation": "cubic"}, nm.Sandwich, {}),
     "leading slice (stretch 0)": ({"stretch": 0.0}, nm.Sandwich, {}),
     "stretch 0.5": ({"stretch": 0.5}, nm.Sandwich, {}),

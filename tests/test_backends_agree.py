@@ -11,9 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_neumeta import AnchoredField
-from keras_neumeta import ManifoldHyperModel
-from keras_neumeta import Sandwich
+from keras_neumeta import AnchoredField, ManifoldHyperModel, Sandwich
 
 REFERENCE = Path(__file__).parent / "data" / "first_steps.json"
 NUM_STEPS = 10
@@ -39,7 +37,7 @@ def first_steps():
         variable.assign(value.astype("float32"))
     hyper = ManifoldHyperModel(
         model,
-        field=AnchoredField(seed=0),
+        field=AnchoredField(correction="gain", seed=0),
         sampler=Sandwich(0.25, 1.0, num_random=1, seed=0),
         distillation=0.7,
         reconstruction=0.1,

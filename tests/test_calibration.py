@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
 from keras_neumeta import calibrate
 
@@ -82,7 +81,10 @@ def test_tf_data():
 
 
 def test_several_inputs():
-    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((2,), name="b")}
+    inputs = {
+        "a": keras.Input((3,), name="a"),
+        "b": keras.Input((2,), name="b"),
+    }
     x = layers.Concatenate()([inputs["a"], inputs["b"]])
     model = keras.Model(inputs, layers.BatchNormalization(name="first")(x))
     values = {"a": data(), "b": data()[:, :2]}

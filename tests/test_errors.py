@@ -6,9 +6,7 @@ import pytest
 from keras import layers
 
 import keras_neumeta
-from keras_neumeta import AnchoredField
-from keras_neumeta import ManifoldHyperModel
-from keras_neumeta import trace
+from keras_neumeta import AnchoredField, ManifoldHyperModel, trace
 
 
 def network():
@@ -210,8 +208,8 @@ def test_resize_argument_missing_in_a_rule(monkeypatch):
         call.weight(call.layer.bias, {0: units})
         return call.output({-1: units})
 
-    model = keras.Sequential(
-        [keras.Input((3,)), Doubling(4), layers.Dense(2)]
-    )
-    with pytest.raises(ValueError, match=r"Does a layer rule name the .*`call.resize`"):
+    model = keras.Sequential([keras.Input((3,)), Doubling(4), layers.Dense(2)])
+    with pytest.raises(
+        ValueError, match=r"Does a layer rule name the .*`call.resize`"
+    ):
         ManifoldHyperModel(model)

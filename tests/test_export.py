@@ -5,8 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
 from keras_neumeta import ManifoldHyperModel
 

@@ -3,12 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import ManifoldHyperModel
-from keras_neumeta import Sandwich
-from keras_neumeta import Uniform
+from keras_neumeta import AnchoredField, ManifoldHyperModel, Sandwich, Uniform
 
 LEARNING_RATE = 0.5
 
@@ -38,7 +35,12 @@ def data():
 
 def hypermodel(sampler, correction):
     hyper = ManifoldHyperModel(
-        network(), sampler=sampler, distillation=0.0, smooth=False, seed=0
+        network(),
+        AnchoredField(correction="gain", seed=0),
+        sampler,
+        distillation=0.0,
+        smooth=False,
+        seed=0,
     )
     for n, variable in enumerate(
         hyper.field.size_correction.trainable_variables

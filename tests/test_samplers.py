@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_neumeta import Discrete
-from keras_neumeta import Sandwich
-from keras_neumeta import SizeSampler
-from keras_neumeta import Uniform
+from keras_neumeta import Discrete, Sandwich, SizeSampler, Uniform
 
 
 def draw(sampler, number):

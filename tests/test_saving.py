@@ -8,8 +8,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
 import keras_neumeta
 from keras_neumeta import ManifoldHyperModel
@@ -25,9 +24,7 @@ def target():
     x = layers.Add(name="sum")([x, y])
     x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(x))
     x = layers.Dropout(0.2, seed=1, name="dropout")(x)
-    return keras.Model(
-        inputs, layers.Dense(3, name="logits")(x), name="target"
-    )
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x), name="target")
 
 
 def data():
@@ -241,9 +238,7 @@ def distance(teacher, student):
     ids=["function", "object"],
 )
 def test_custom_distillation_loss_round_trip(loss, tmp_path):
-    hyper = ManifoldHyperModel(
-        target(), distillation_loss=loss, layers="conv"
-    )
+    hyper = ManifoldHyperModel(target(), distillation_loss=loss, layers="conv")
     hyper.save(tmp_path / "hyper.keras")
     loaded = keras.models.load_model(tmp_path / "hyper.keras")
     assert type(loaded.distillation_loss) is type(loss)

@@ -3,12 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import ManifoldHyperModel
-from keras_neumeta import Sandwich
-from keras_neumeta import trace
+from keras_neumeta import ManifoldHyperModel, Sandwich, trace
 from keras_neumeta.statistics import StatisticsField
 
 
@@ -48,9 +45,7 @@ def test_starts_at_the_target():
     for got, value in zip(
         field.generate(field.graph.full_sizes), values, strict=True
     ):
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(got), value, atol=1e-6
-        )
+        np.testing.assert_allclose(ops.convert_to_numpy(got), value, atol=1e-6)
 
 
 @pytest.mark.parametrize("stretch", [0.0, 0.5, 1.0])
@@ -133,9 +128,7 @@ def test_update_leaves_far_sizes_alone():
     for got, value in zip(
         field.generate(field.graph.full_sizes), values, strict=True
     ):
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(got), value, atol=1e-6
-        )
+        np.testing.assert_allclose(ops.convert_to_numpy(got), value, atol=1e-6)
 
 
 def test_leading_slice_updates_only_the_channels_it_reads():

@@ -18,13 +18,14 @@ from keras_neumeta.serialization import register_serializable
 
 @register_serializable
 class AnchoredField(WeightField):
-    """Learned control points, interpolated, with a correction by the size.
+    """Learned control points, interpolated.
 
     Each weight of the target becomes an array of control points of the same
     shape, started at the target's (smoothed) weights. A smaller network reads
     them at evenly spaced positions along each channel axis. Sums over `n` of
     `N` input channels are multiplied by `N / n`, so that they keep their
-    size. At full size the field is the target, exactly.
+    size. At full size the field is the target, exactly. A correction by the
+    size can be added.
 
     Control points follow Integral Neural Networks (Solodskikh et al., CVPR
     2023); the correction is an implicit neural representation as in Neural
@@ -37,7 +38,9 @@ class AnchoredField(WeightField):
             reads the leading slice (and leaves sums as they are).
         correction: `"gain"` for a small implicit network, conditioned on the
             size and started at zero, that scales each output channel of the
-            kernels and shifts biases, gamma and beta; `None` for none.
+            kernels and shifts biases, gamma and beta. Default: `None`, since
+            it did not pay where it was measured
+            (`benchmarks/results/field_ablation.json`).
         seed: Seed of the correction's initial values.
 
     Example:
@@ -52,7 +55,7 @@ class AnchoredField(WeightField):
         self,
         interpolation="linear",
         stretch=1.0,
-        correction="gain",
+        correction=None,
         seed=None,
         **kwargs,
     ):

@@ -3,12 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import AnchoredField
-from keras_neumeta import WeightField
-from keras_neumeta import trace
+from keras_neumeta import AnchoredField, WeightField, trace
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +27,13 @@ def graph():
 def values(graph):
     return [
         ops.convert_to_numpy(v)
-        for v, layout in zip(
-            graph.model.variables, graph.layouts, strict=True
-        )
+        for v, layout in zip(graph.model.variables, graph.layouts, strict=True)
         if layout.role == "weight"
     ]
 
 
-def attached(graph, correct=False, **arguments):
-    field = AnchoredField(seed=0, **arguments)
+def attached(graph, correct=False, correction="gain", **arguments):
+    field = AnchoredField(correction=correction, seed=0, **arguments)
     field.attach(graph, values(graph))
     if correct and field.size_correction is not None:
         random = np.random.default_rng(1)
@@ -70,9 +65,7 @@ def test_full_size_is_the_target(graph, interpolation, stretch):
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("stretch", [0.0, 0.5, 1.0])
-def test_tensor_sizes_equal_static_sizes(
-    graph, interpolation, stretch, noisy
-):
+def test_tensor_sizes_equal_static_sizes(graph, interpolation, stretch, noisy):
     field = attached(
         graph, correct=True, interpolation=interpolation, stretch=stretch
     )

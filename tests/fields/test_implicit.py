@@ -3,19 +3,15 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import ImplicitField
-from keras_neumeta import trace
+from keras_neumeta import ImplicitField, trace
 
 
 def weights_of(graph):
     return [
         ops.convert_to_numpy(v)
-        for v, layout in zip(
-            graph.model.variables, graph.layouts, strict=True
-        )
+        for v, layout in zip(graph.model.variables, graph.layouts, strict=True)
         if layout.role == "weight"
     ]
 

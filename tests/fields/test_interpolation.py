@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_neumeta.fields.interpolation import interpolation_matrix
-from keras_neumeta.fields.interpolation import spreading_matrix
-from keras_neumeta.fields.interpolation import transform_axis
+from keras_neumeta.fields.interpolation import (
+    interpolation_matrix,
+    spreading_matrix,
+    transform_axis,
+)
 from keras_neumeta.graph.layout import Axis
 
 KERNELS = pytest.mark.parametrize("kernel", ["linear", "cubic"])
@@ -23,9 +25,7 @@ def test_full_size_is_the_identity(kernel, stretch):
     assert interpolation_matrix(7, 7, None, kernel, stretch) is None
     tensor = ops.convert_to_tensor(7, "int32")
     for size, offsets in [(tensor, None), (7, ops.zeros((7,)))]:
-        value = matrix(
-            size, 7, offsets=offsets, kernel=kernel, stretch=stretch
-        )
+        value = matrix(size, 7, offsets=offsets, kernel=kernel, stretch=stretch)
         np.testing.assert_allclose(value, np.eye(7), atol=1e-6)
 
 
@@ -78,9 +78,7 @@ def test_positions_on_a_ramp(kernel):
         read = ramp @ matrix(size, 12, kernel=kernel)
         inside = (positions >= 1) & (positions <= 10)
         assert inside.any()
-        np.testing.assert_allclose(
-            read[inside], positions[inside], atol=1e-5
-        )
+        np.testing.assert_allclose(read[inside], positions[inside], atol=1e-5)
 
 
 def test_cubic_is_exact_on_parabolas():
@@ -179,10 +177,10 @@ AXES = {
     "blocked": Axis([0] * 8, [0, 0, 1, 1, 2, 2, 3, 3]),
     "channels first": Axis([0] * 8, np.repeat(range(4), 2)),
     "two groups": Axis([0, 0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 0, 1, 2]),
-    "around": Axis([1, 1, 1, 0, 0, 0, 0, 1, 1, 1], [0, 1, 2, *range(4), 0, 1, 2]),
-    "repeated": Axis(
-        [0, 0, 0, 0, 1, 1, 1] * 2, [0, 1, 2, 3, 0, 1, 2] * 2
+    "around": Axis(
+        [1, 1, 1, 0, 0, 0, 0, 1, 1, 1], [0, 1, 2, *range(4), 0, 1, 2]
     ),
+    "repeated": Axis([0, 0, 0, 0, 1, 1, 1] * 2, [0, 1, 2, 3, 0, 1, 2] * 2),
 }
 
 

@@ -197,9 +197,7 @@ class Builder:
     def dense(self, x):
         kind = self.draw(st.sampled_from(["plain", "norm", "wide"]))
         if kind == "wide":
-            y = layers.Dense(
-                self.draw(CHANNELS), activation="tanh", **ZERO
-            )(x)
+            y = layers.Dense(self.draw(CHANNELS), activation="tanh", **ZERO)(x)
             return layers.Concatenate()([x, y])
         x = layers.Dense(
             self.draw(CHANNELS),

@@ -5,22 +5,20 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import AnchoredField
-from keras_neumeta import fold_batch_norm
-from keras_neumeta import smooth
-from keras_neumeta import total_variation
-from keras_neumeta import trace
+from keras_neumeta import (
+    AnchoredField,
+    fold_batch_norm,
+    smooth,
+    total_variation,
+    trace,
+)
 from keras_neumeta.graph import resize
 from keras_neumeta.network import Network
 from keras_neumeta.statistics import StatisticsField
 
-from .strategies import batch
-from .strategies import draw_network
-from .strategies import draw_sizes
-from .strategies import randomize
+from .strategies import batch, draw_network, draw_sizes, randomize
 
 
 def compiled(function):

@@ -3,13 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
 import keras_neumeta
 from keras_neumeta import trace
-from keras_neumeta.graph import resize
-from keras_neumeta.graph import rules
+from keras_neumeta.graph import resize, rules
 
 
 def groups(model):

@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
 from keras_neumeta import fold_batch_norm
 
@@ -172,9 +171,7 @@ def keep_cases():
     return [(maker.__name__, inputs, maker) for maker in makers]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, _, _ in keep_cases()], ids=str
-)
+@pytest.mark.parametrize("name", [name for name, _, _ in keep_cases()], ids=str)
 def test_norms_that_cannot_be_folded_stay(name):
     maker, inputs = next((m, i) for n, i, m in keep_cases() if n == name)
     model = randomize(keras.Model(inputs, maker()))

@@ -3,12 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import smooth
-from keras_neumeta import total_variation
-from keras_neumeta import trace
+from keras_neumeta import smooth, total_variation, trace
 
 
 def randomize(model, seed=0):
