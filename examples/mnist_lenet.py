@@ -176,7 +176,11 @@ def check_saved_model(model, path, x):
             "and reload it with KERAS_BACKEND=tensorflow to export it."
         )
         return None
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ImportError:
+        print("No SavedModel: Keras needs TensorFlow installed to write one.")
+        return None
 
     if path.exists():
         shutil.rmtree(path)
@@ -201,12 +205,15 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     name, data, test = load_data(options.dataset)
     small_data = name == "digits"
-    base_epochs = options.base_epochs or (30 if small_data else 2)
-    epochs = options.epochs or (40 if small_data else 3)
+    base_epochs, epochs = (30, 40) if small_data else (2, 3)
     if options.quick:
         data = tuple(part[:1024] for part in data)
         test = tuple(part[:512] for part in test)
-        base_epochs, epochs = options.base_epochs or 1, options.epochs or 1
+        base_epochs, epochs = 1, 1
+    if options.base_epochs is not None:
+        base_epochs = options.base_epochs
+    if options.epochs is not None:
+        epochs = options.epochs
     print(
         f"{name}: {len(data[0]):,} training and {len(test[0]):,} test images; "
         f"backend {keras.backend.backend()}"

@@ -26,31 +26,43 @@ _BY_FUNCTION = {
 }
 
 
-def distillation_losses(loss, output_names, num_outputs):
-    """One distillation loss per output, derived from the compiled loss.
+def per_output(value, outputs, output_names):
+    """What was compiled for each output, in their flat order.
+
+    Args:
+        value: One value for all, or a list, or a dict by name.
+        outputs: The outputs: a tensor, or a structure of tensors.
+        output_names: Names of the outputs, for a dict beside a list.
+
+    Returns:
+        List with an entry per output, `None` where nothing was given.
+    """
+    if isinstance(value, dict):
+        names = sorted(outputs) if isinstance(outputs, dict) else output_names
+        return [value.get(name) for name in names]
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value] * len(keras.tree.flatten(outputs))
+
+
+def distillation_losses(losses):
+    """One distillation loss per output, derived from the compiled losses.
 
     Cross-entropies compare with the teacher's probabilities; every other
     loss becomes the mean squared error between the outputs.
 
     Args:
-        loss: As given to `compile`.
-        output_names: Names of the outputs.
-        num_outputs: Their number.
+        losses: The compiled loss of each output, or `None`.
 
     Returns:
-        List of callables `(teacher, student, sample_weight) -> scalar`.
+        List of callables `(teacher, student, sample_weight) -> scalar`, or
+        `None` for outputs without a loss.
     """
-    if isinstance(loss, dict):
-        flat = [loss.get(name) for name in output_names]
-    elif isinstance(loss, list | tuple):
-        flat = list(keras.tree.flatten(loss))
-    else:
-        flat = [loss] * num_outputs
-    return [_soft_loss(identifier) for identifier in flat]
+    return [None if loss is None else _soft_loss(loss) for loss in losses]
 
 
 def _soft_loss(identifier):
-    loss = keras.losses.get(identifier) if identifier is not None else None
+    loss = keras.losses.get(identifier)
     if loss in _BY_FUNCTION:
         loss = _BY_FUNCTION[loss]()
     from_logits = getattr(loss, "from_logits", False)
@@ -75,5 +87,4 @@ def _soft_loss(identifier):
             return soft_binary(teacher, student, sample_weight)
 
         return binary
-    squared = keras.losses.MeanSquaredError()
-    return squared
+    return keras.losses.MeanSquaredError()

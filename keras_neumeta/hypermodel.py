@@ -6,10 +6,10 @@ from keras import ops
 
 from keras_neumeta import samplers
 from keras_neumeta.backends import GradientStep
-from keras_neumeta.distillation import distillation_losses
+from keras_neumeta.distillation import distillation_losses, per_output
 from keras_neumeta.fields import AnchoredField, ImplicitField, WeightField
 from keras_neumeta.fields.interpolation import is_static
-from keras_neumeta.graph import resize, trace
+from keras_neumeta.graph import assign, resize, trace
 from keras_neumeta.morphing import morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
@@ -130,7 +130,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.seed = seed
 
         target = resize(graph, graph.full_sizes)
-        target.set_weights(model.get_weights())
+        assign(target, [ops.convert_to_numpy(v) for v in model.variables])
         if smooth:
             target = smooth_channels(target, layers=layers)
         target.compiled = False
@@ -166,6 +166,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.noise_seed = keras.random.SeedGenerator(seed)
         for ratio in sampler.static_ratios:
             self.networks.prepare(self.graph.sizes(ratio))
+        self.networks.set_states(values["state"])
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in self._loss_terms()
         }
@@ -190,7 +191,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def _loss_terms(self):
         terms = ["task_loss"]
-        if self.distillation and len(self.sampler.static_ratios) > 0:
+        if self.distillation and self.sampler.num_sizes > 1:
             terms.append("distillation_loss")
         if self.reconstruction:
             terms.append("reconstruction_loss")
@@ -238,9 +239,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         sizes = ops.clip(ops.round(ratio * full), least, full)
         return ops.cast(sizes, "int32")
 
-    def draw_offsets(self, sizes, noise=None):
+    def draw_offsets(self, sizes, noise, seed):
         """Coordinate noise for one size: a tensor per group, or `None`."""
-        noise = self.noise if noise is None else noise
         if not noise or (is_static(sizes) and sizes == self.graph.full_sizes):
             return None
         return [
@@ -248,7 +248,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 (group.num_channels,),
                 -0.5 * noise,
                 0.5 * noise,
-                seed=self.noise_seed,
+                seed=seed,
             )
             if group.morphable
             else ops.zeros((group.num_channels,))
@@ -272,13 +272,18 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         ratios = self.sampler.sample()
         for ratio in ratios:
             sizes = self.sizes_of(ratio)
-            weights = self.field.generate(sizes, self.draw_offsets(sizes))
+            weights = self.field.generate(
+                sizes, self.draw_offsets(sizes, self.noise, self.noise_seed)
+            )
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
             outputs, losses = self._run(sizes, weights, x, training=True)
-            loss = self._compute_loss(
-                x, y, outputs, sample_weight, training=True
-            )
+            # A target may bring its whole loss by `add_loss`.
+            loss = 0.0
+            if getattr(self, "loss", None) is not None or not losses:
+                loss = self._compute_loss(
+                    x, y, outputs, sample_weight, training=True
+                )
             task_total = task_total + loss
             if largest is None:
                 largest = outputs
@@ -320,18 +325,27 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             weights = [weights[0] if len(weights) == 1 else None] * len(
                 teachers
             )
-        if self.distillation_loss == "auto":
-            losses = distillation_losses(
-                getattr(self, "loss", None), self.output_names, len(teachers)
-            )
-        else:
-            losses = [_reduced(keras.losses.get(self.distillation_loss))] * len(
-                teachers
-            )
-        return sum(
-            loss(a, b, weight)
-            for loss, a, b, weight in zip(losses, teachers, students, weights)
+        losses = per_output(
+            getattr(self, "loss", None), teacher, self.output_names
         )
+        if self.distillation_loss == "auto":
+            losses = distillation_losses(losses)
+        else:
+            custom = _reduced(keras.losses.get(self.distillation_loss))
+            losses = [None if loss is None else custom for loss in losses]
+        shares = per_output(
+            self._compile_config.config["loss_weights"],
+            teacher,
+            self.output_names,
+        )
+        total = ops.zeros(())
+        for loss, share, a, b, weight in zip(
+            losses, shares, teachers, students, weights
+        ):
+            if loss is not None:
+                share = 1.0 if share is None else share
+                total = total + share * loss(a, b, weight)
+        return total
 
     def _reconstruct(self, weights):
         """Mean over tensors of mean(|w*| / max|w*| * (w - w*)^2)."""
@@ -364,7 +378,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def morph(
         self,
-        ratio=None,
+        ratio,
         *,
         samples=1,
         noise=1.0,
@@ -399,6 +413,17 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             calibration_data=calibration_data,
             name=name,
         )
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the full size; see `keras.Model.export`.
+
+        Export a smaller one by `hyper.morph(ratio).export(filepath)`.
+        """
+        return self.morph(1.0).export(filepath, *args, **kwargs)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.networks.set_states([ops.convert_to_numpy(v) for v in self.states])
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -439,7 +464,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
 def _check_target(graph):
     model = graph.model
-    if not graph.morphable_groups:
+    if graph.sizes(1e-9) == graph.full_sizes:
         reasons = "\n".join(
             f"  {group.name}: {group.frozen}" for group in graph.groups
         )

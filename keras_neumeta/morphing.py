@@ -1,10 +1,11 @@
 """`morph`: the plain network of a size."""
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_neumeta.calibration import calibrate
-from keras_neumeta.graph import resize
+from keras_neumeta.graph import assign, resize
 
 
 def morph(
@@ -29,6 +30,16 @@ def morph(
             "Argument `samples` must be at least 1. "
             f"Received: samples={samples}"
         )
+    if isinstance(noise, bool) or not isinstance(noise, int | float):
+        raise TypeError(
+            "Argument `noise` must be a number of channels. "
+            f"Received: noise={noise!r}"
+        )
+    if not 0.0 <= noise < np.inf:
+        raise ValueError(
+            "Argument `noise` must be a finite number of channels, at least "
+            f"0. Received: noise={noise}"
+        )
     weights = _average_weights(hyper, sizes, samples, noise)
     statistics = [
         ops.convert_to_numpy(v) for v in hyper.statistics.generate(sizes)
@@ -36,8 +47,7 @@ def morph(
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     model = resize(hyper.graph, sizes, name=name)
     values = hyper.networks.full.merge(weights, statistics, states)
-    for variable, value in zip(model.variables, values, strict=True):
-        variable.assign(value)
+    assign(model, values)
     if calibration_data is not None:
         calibrate(model, calibration_data)
     return model
@@ -48,8 +58,10 @@ def _average_weights(hyper, sizes, samples, noise):
         np.asarray(ops.convert_to_numpy(v), "float32")
         for v in hyper.field.generate(sizes)
     ]
+    # A generator of its own: morphing leaves the hypermodel as it is.
+    seed = keras.random.SeedGenerator(hyper.seed or 0)
     for _ in range(samples - 1):
-        offsets = hyper.draw_offsets(sizes, noise)
+        offsets = hyper.draw_offsets(sizes, noise, seed)
         sample = hyper.field.generate(sizes, offsets)
         for sum_, value in zip(total, sample):
             sum_ += ops.convert_to_numpy(value)

@@ -1,6 +1,6 @@
 """Runs plain networks with weights that are given, not their own."""
 
-from keras_neumeta.graph import resize
+from keras_neumeta.graph import finalize, resize
 
 
 class Network:
@@ -89,6 +89,19 @@ class Networks:
         if sizes != self.graph.full_sizes and sizes not in self._smaller:
             model = resize(self.graph, sizes)
             self._smaller[sizes] = Network(model, self.graph, sizes)
+
+    def set_states(self, values):
+        """Gives all networks the states that layers derive others from.
+
+        Args:
+            values: Arrays of the states, in the order of the layouts.
+        """
+        for network in (self.full, *self._smaller.values()):
+            states = iter(values)
+            for variable, role in zip(network.model.variables, network.roles):
+                if role == "state":
+                    variable.assign(next(states))
+            finalize(network.model)
 
     def at(self, sizes):
         """The `Network` for sizes as given to `WeightField.generate`."""

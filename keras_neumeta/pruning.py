@@ -3,11 +3,11 @@
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph import resize, trace
+from keras_neumeta.graph import assign, resize, trace
 from keras_neumeta.smoothing.smooth import channel_rows
 
 
-def largest_channels(model, ratio):
+def largest_channels(model, ratio, layers=None, divisor=1):
     """The channels with the largest L1 norm in each channel group.
 
     The norm is taken over every weight that belongs to the channel, in all
@@ -16,12 +16,14 @@ def largest_channels(model, ratio):
     Args:
         model: Built Sequential or functional `keras.Model`.
         ratio: Kept width in (0, 1].
+        layers: The layers whose channels may change; see `trace`.
+        divisor: Round the numbers of channels to multiples of this.
 
     Returns:
         Dict from group name to a sorted int array of channels, for `cut`.
     """
-    graph = trace(model)
-    sizes = graph.sizes(ratio)
+    graph = trace(model, layers)
+    sizes = graph.sizes(ratio, divisor)
     values = [ops.convert_to_numpy(v) for v in model.variables]
     keep = {}
     for group in graph.morphable_groups:
@@ -82,11 +84,11 @@ def cut(model, keep):
         kept[groups[name].index][channels] = True
     sizes = tuple(int(mask.sum()) for mask in kept)
     smaller = resize(graph, sizes)
-    for variable, layout, old in zip(
-        smaller.variables, graph.layouts, model.variables, strict=True
-    ):
-        value = ops.convert_to_numpy(old)
+    values = []
+    for variable, layout in zip(model.variables, graph.layouts, strict=True):
+        value = ops.convert_to_numpy(variable)
         for number, axis in layout.axes.items():
             value = np.take(value, axis.select(kept), axis=number)
-        variable.assign(value)
+        values.append(value)
+    assign(smaller, values)
     return smaller

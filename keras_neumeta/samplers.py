@@ -6,6 +6,8 @@ independent draws, is the same on all backends and devices, compiles to one
 addition, and is saved with the model.
 """
 
+import random
+
 import keras
 import numpy as np
 from keras import ops
@@ -17,8 +19,8 @@ from keras_neumeta.serialization import register_serializable
 class SizeSampler(keras.layers.Layer):
     """Draws the ratios (kept widths) of one training step.
 
-    Subclasses implement `sample` and set `num_draws`, `min_ratio` and
-    `max_ratio`.
+    Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
+    `num_sizes`, the number of ratios that `sample` returns.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -30,7 +32,9 @@ class SizeSampler(keras.layers.Layer):
         super().__init__(**kwargs)
         self.seed = seed
         self.num_draws = num_draws
-        start = np.random.default_rng(seed).random(max(num_draws, 1))
+        # Without a seed, the one that `keras.utils.set_random_seed` sets.
+        start_seed = random.randrange(2**31) if seed is None else seed
+        start = np.random.default_rng(start_seed).random(max(num_draws, 1))
         self.state = self.add_weight(
             shape=(max(num_draws, 1),),
             initializer="zeros",
@@ -49,6 +53,8 @@ class SizeSampler(keras.layers.Layer):
         steps[0] = (steps[0] - 1) / 2  # the golden ratio, the most even
         self.steps = (steps % 1.0).astype("float32")
         self.built = True
+
+    num_sizes = 1
 
     @property
     def static_ratios(self):
@@ -188,6 +194,7 @@ class Sandwich(SizeSampler):
                 f"Received: num_random={num_random}"
             )
         self.num_random = num_random
+        self.num_sizes = 2 + num_random
         super().__init__(num_random, seed, **kwargs)
 
     @property

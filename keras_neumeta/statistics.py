@@ -66,6 +66,10 @@ class StatisticsField(keras.layers.Layer):
                 for axis in layout.axes.values()
                 for piece in axis.pieces
             ]
+            if not groups or not all(graph.groups[g].morphable for g in groups):
+                # Their channels stay, but what they measure changes with
+                # the size of the rest.
+                groups = [group.index for group in graph.morphable_groups]
             for group in groups:
                 self.kept_weights[number, group] += 1 / len(groups)
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])

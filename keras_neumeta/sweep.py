@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph import trace
+from keras_neumeta.graph import finalize, trace
 from keras_neumeta.pruning import cut as cut_channels
+from keras_neumeta.pruning import largest_channels
 
 RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
 
@@ -216,7 +217,10 @@ def sweep(
     full = hyper.morph(1.0)
     if cut:
         for ratio in ratios:
-            model = cut_channels(full, ratio)
+            keep = largest_channels(
+                full, ratio, hyper.morphed_layers, morph.get("divisor", 1)
+            )
+            model = cut_channels(full, keep)
             _compile_like(model, hyper)
             table.add("cut", ratio, model, x, y, **arguments)
     _silence(full, hyper.graph)
@@ -243,6 +247,7 @@ def _file_size(model):
     """Bytes of the `.keras` file, without the state of an optimizer."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
+    finalize(copy)
     copy.optimizer, copy.compiled = None, False
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
@@ -251,24 +256,21 @@ def _file_size(model):
 
 
 def _compile_like(model, other):
-    """Compiles a model with copies of another one's loss and metrics."""
+    """Compiles a model for evaluation, with another one's loss and metrics."""
 
     def copy(value):
-        if isinstance(value, keras.Metric | keras.Loss | keras.Optimizer):
+        # Losses have no state to share; metrics do.
+        if isinstance(value, keras.Metric):
             return type(value).from_config(value.get_config())
         return value
 
     config = other._compile_config.config
     model.compile(
-        **{
-            key: keras.tree.map_structure(copy, config[key])
-            for key in (
-                "optimizer",
-                "loss",
-                "loss_weights",
-                "metrics",
-                "weighted_metrics",
-            )
-        },
+        loss=config["loss"],
+        loss_weights=config["loss_weights"],
+        metrics=keras.tree.map_structure(copy, config["metrics"]),
+        weighted_metrics=keras.tree.map_structure(
+            copy, config["weighted_metrics"]
+        ),
         run_eagerly=config["run_eagerly"],
     )

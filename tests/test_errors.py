@@ -7,6 +7,7 @@ from keras import layers
 
 import keras_neumeta
 from keras_neumeta import AnchoredField, ManifoldHyperModel, trace
+from keras_neumeta.graph import rules
 
 
 def network():
@@ -192,9 +193,7 @@ def test_distillation_above_one():
 
 
 def test_resize_argument_missing_in_a_rule(monkeypatch):
-    """A rule that forgets `call.resize` is named in the message."""
-    from keras_neumeta.graph import rules
-
+    """A rule that forgets `call.resize` is told of it."""
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
 
     class Doubling(layers.Dense):

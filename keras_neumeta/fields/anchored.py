@@ -6,11 +6,8 @@ from keras import ops
 from keras_neumeta.fields.correction import SizeCorrection
 from keras_neumeta.fields.interpolation import (
     KERNELS,
-    group_sizes,
-    interpolation_matrix,
+    interpolate_weights,
     is_static,
-    result_axes,
-    transform_axis,
 )
 from keras_neumeta.fields.weight_field import WeightField
 from keras_neumeta.serialization import register_serializable
@@ -105,47 +102,19 @@ class AnchoredField(WeightField):
         full = self.graph.full_sizes
         if is_static(sizes) and sizes == full and offsets is None:
             return [ops.convert_to_tensor(v) for v in self.control_points]
-        numbers = group_sizes(self.graph, sizes)
-        matrices, scales = {}, {}
-        for group in self.graph.groups:
-            number = numbers[group.index]
-            noisy = offsets is not None and group.morphable
-            matrices[group.index] = interpolation_matrix(
-                number,
-                group.num_channels,
-                offsets[group.index] if noisy else None,
-                self.interpolation,
-                self.stretch,
-            )
-            scales[group.index] = self._input_scale(number, group.num_channels)
-        scaled = {
-            index: None if matrix is None else matrix * scales[index]
-            for index, matrix in matrices.items()
-        }
-        corrections = self._corrections(sizes)
-        weights = []
-        for index, (layout, points) in enumerate(
-            zip(self.layouts, self.control_points)
-        ):
-            value = ops.convert_to_tensor(points)
-            results = result_axes(layout, sizes)
-            for number, axis in layout.axes.items():
-                value = transform_axis(
-                    value,
-                    number,
-                    axis,
-                    scaled if number in layout.summed else matrices,
-                    results[number],
-                )
-            if index in corrections:
-                value = _correct(points, value, *corrections[index])
-            weights.append(value)
+        weights = interpolate_weights(
+            self.graph,
+            self.layouts,
+            self.control_points,
+            sizes,
+            offsets,
+            self.interpolation,
+            self.stretch,
+        )
+        for index, correction in self._corrections(sizes).items():
+            points = self.control_points[index]
+            weights[index] = _correct(points, weights[index], *correction)
         return weights
-
-    def _input_scale(self, number, full):
-        if isinstance(number, int):
-            return float(np.power(full / number, self.stretch))
-        return ops.power(full / ops.cast(number, "float32"), self.stretch)
 
     def _corrections(self, sizes):
         """Dict from layout index to (axis number, correction)."""

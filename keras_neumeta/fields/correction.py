@@ -40,7 +40,7 @@ class SizeCorrection(keras.layers.Layer):
         for index, layout in enumerate(layouts):
             outputs = [n for n in layout.axes if n not in layout.summed]
             inputs = [n for n in layout.axes if n in layout.summed]
-            if not outputs:
+            if not outputs or not layout.trainable:
                 continue
             axis = layout.axes[outputs[-1]]
             self.targets.append((index, outputs[-1]))

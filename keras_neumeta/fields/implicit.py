@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.fields.interpolation import is_static
+from keras_neumeta.fields.interpolation import interpolate_weights, is_static
 from keras_neumeta.fields.weight_field import WeightField
 from keras_neumeta.serialization import register_serializable
 
@@ -30,6 +30,9 @@ class ImplicitField(WeightField):
 
     All networks and all coordinates are one batched computation: the rows are
     cut into blocks that share a network.
+
+    Weights that do not train, or hold no channels that the graph knows (an
+    embedding, a recurrent layer), stay plain weights at the target's values.
 
     Source: Neural Metamorphosis (Yang and Wang, ECCV 2024, arXiv 2410.11878),
     section 3. Unlike there, kernels are standardized, the inputs of the
@@ -88,6 +91,26 @@ class ImplicitField(WeightField):
 
     def attach(self, graph, values):
         super().attach(graph, values)
+        # What does not train, or has no channels, is held as it is.
+        self.held = [
+            index
+            for index, layout in enumerate(self.layouts)
+            if not layout.axes or not layout.trainable
+        ]
+        self.held_points = []
+        for index in self.held:
+            layout = self.layouts[index]
+            variable = self.add_weight(
+                shape=layout.shape,
+                initializer="zeros",
+                trainable=layout.trainable,
+                name=layout.path.replace("/", "_"),
+            )
+            variable.assign(np.asarray(values[index], "float32"))
+            self.held_points.append(variable)
+        self.made = [n for n in range(len(values)) if n not in self.held]
+        values = [values[index] for index in self.made]
+        self._made_layouts = [self.layouts[index] for index in self.made]
         self._plans = {}
         full = self._plan(graph.full_sizes)
         number = full.num_networks
@@ -101,7 +124,7 @@ class ImplicitField(WeightField):
         for index, (fan_in, units) in enumerate(zip(widths, widths[1:])):
             limit = fan_in**-0.5
             for variables, shape, bound in (
-                # He's deviation. Half of the features are about zero.
+                # He's deviation.
                 (self.kernels, (number, fan_in, units), 6**0.5 * limit),
                 (self.biases, (number, units), limit),
             ):
@@ -126,12 +149,12 @@ class ImplicitField(WeightField):
                     )
                 )
         self.gains = self.add_weight(
-            shape=(len(self.layouts),), initializer="ones", name="gains"
+            shape=(len(self.made),), initializer="ones", name="gains"
         )
         # Where the target's weights lie; not trained.
         self.scales, self.shifts = (
             self.add_weight(
-                shape=(len(self.layouts),),
+                shape=(len(self.made),),
                 initializer="zeros",
                 trainable=False,
                 name=name,
@@ -143,11 +166,26 @@ class ImplicitField(WeightField):
         self.shifts.assign(
             [
                 0.0 if layout.summed else float(np.mean(value))
-                for layout, value in zip(self.layouts, values, strict=True)
+                for layout, value in zip(
+                    self._made_layouts, values, strict=True
+                )
             ]
         )
 
     def generate(self, sizes, offsets=None):
+        held = interpolate_weights(
+            self.graph,
+            [self.layouts[index] for index in self.held],
+            self.held_points,
+            sizes,
+            offsets,
+        )
+        made = self._generate(sizes, offsets)
+        weights = dict(zip([*self.held, *self.made], [*held, *made]))
+        return [weights[index] for index in range(len(self.layouts))]
+
+    def _generate(self, sizes, offsets):
+        """The weights that the networks make."""
         static = is_static(sizes)
         plan = self._plan(sizes if static else self.graph.full_sizes)
         sizes = ops.cast(ops.convert_to_tensor(sizes), "float32")
@@ -161,7 +199,7 @@ class ImplicitField(WeightField):
             masks = plan.weights(present)
             weights = [w * mask for w, mask in zip(weights, masks)]
         scales = self.scales * self.gains
-        for index, layout in enumerate(self.layouts):
+        for index, layout in enumerate(self._made_layouts):
             if layout.summed:
                 mask = None if static else masks[index]
                 weights[index] = _standardize(weights[index], mask, layout)
@@ -221,7 +259,7 @@ class ImplicitField(WeightField):
 
     def _plan(self, sizes):
         if sizes not in self._plans:
-            self._plans[sizes] = _Plan(self.graph, self.layouts, sizes)
+            self._plans[sizes] = _Plan(self.graph, self._made_layouts, sizes)
         return self._plans[sizes]
 
     def get_config(self):

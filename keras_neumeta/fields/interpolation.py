@@ -158,3 +158,62 @@ def group_sizes(graph, sizes):
         else (sizes[group.index] if group.morphable else group.num_channels)
         for group in graph.groups
     ]
+
+
+def interpolate_weights(
+    graph,
+    layouts,
+    points,
+    sizes,
+    offsets=None,
+    kernel="linear",
+    stretch=1.0,
+):
+    """Reads the weights of a size from control points.
+
+    Sums over input channels keep their size: such axes are multiplied by
+    `(full / size) ** stretch`.
+
+    Args:
+        graph: `ChannelGraph` of the target.
+        layouts: `VariableLayout`s of the weights.
+        points: Their control points, tensors or variables of full shape.
+        sizes, offsets: As for `WeightField.generate`.
+        kernel, stretch: As for `interpolation_matrix`.
+
+    Returns:
+        List of tensors, as from `WeightField.generate`.
+    """
+    numbers = group_sizes(graph, sizes)
+    matrices, scaled = {}, {}
+    for group in graph.groups:
+        number, full = numbers[group.index], group.num_channels
+        noisy = offsets is not None and group.morphable
+        matrix = interpolation_matrix(
+            number,
+            full,
+            offsets[group.index] if noisy else None,
+            kernel,
+            stretch,
+        )
+        matrices[group.index] = scaled[group.index] = matrix
+        if matrix is not None:
+            if isinstance(number, int):
+                scale = float((full / number) ** stretch)
+            else:
+                scale = ops.power(full / ops.cast(number, "float32"), stretch)
+            scaled[group.index] = matrix * scale
+    weights = []
+    for layout, value in zip(layouts, points):
+        value = ops.convert_to_tensor(value)
+        results = result_axes(layout, sizes)
+        for number, axis in layout.axes.items():
+            value = transform_axis(
+                value,
+                number,
+                axis,
+                scaled if number in layout.summed else matrices,
+                results[number],
+            )
+        weights.append(value)
+    return weights

@@ -4,6 +4,8 @@ from keras_neumeta.graph.channel_graph import ChannelGraph as ChannelGraph
 from keras_neumeta.graph.channel_graph import trace as trace
 from keras_neumeta.graph.layout import ChannelGroup as ChannelGroup
 from keras_neumeta.graph.layout import VariableLayout as VariableLayout
+from keras_neumeta.graph.resize import assign as assign
+from keras_neumeta.graph.resize import finalize as finalize
 from keras_neumeta.graph.resize import resize as resize
 from keras_neumeta.graph.rules import (
     register_elementwise as register_elementwise,

@@ -65,6 +65,8 @@ class ChannelGraph:
                 "Argument `divisor` must be at least 1. "
                 f"Received: divisor={divisor}"
             )
+        if ratio == 1.0:
+            return self.full_sizes
         full = np.array(self.full_sizes, "int64")
         steps = np.maximum(np.rint(ratio * full / divisor), 1)
         sizes = np.minimum(steps * divisor, full).astype("int64")
@@ -117,7 +119,7 @@ class ChannelGraph:
             int(np.prod(layout.shape))
             for layout in self.layouts
             if layout.role == "weight"
-            and any(self.groups[g].morphable for g in layout.morphable_groups)
+            and any(self.groups[g].morphable for g in layout.groups)
         )
         total = max(self.count_params(), 1)
         lines.append(

@@ -171,7 +171,8 @@ class VariableLayout:
     minimum: float = -np.inf
 
     @property
-    def morphable_groups(self):
+    def groups(self):
+        """Indices of the groups on its axes."""
         return {p.group for axis in self.axes.values() for p in axis.pieces}
 
     def shape_at(self, sizes):

@@ -44,7 +44,8 @@ def resize(graph, sizes, name=None):
 
 def _clone_layer(layer, arguments):
     clone = type(layer).from_config({**layer.get_config(), **arguments})
-    clone.trainable = layer.trainable
+    if isinstance(layer, keras.layers.Layer):  # not an operation
+        clone.trainable = layer.trainable
     return clone
 
 
@@ -67,6 +68,25 @@ def _clone_nested(model, shapes, clone_layer):
         input_tensors=keras.tree.pack_sequence_as(model.input, inputs),
         clone_function=clone_layer,
     )
+
+
+def assign(model, values):
+    """Gives a model its values.
+
+    Args:
+        model: Built `keras.Model`.
+        values: Arrays in the order of `model.variables`.
+    """
+    for variable, value in zip(model.variables, values, strict=True):
+        variable.assign(value)
+    finalize(model)
+
+
+def finalize(model):
+    """Makes layers derive what they derive from their variables."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization) and layer.built:
+            layer.finalize_state()
 
 
 def _resized(entries, sizes):

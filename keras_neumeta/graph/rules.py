@@ -334,7 +334,15 @@ def prelu(call):
 
 
 def elementwise(call):
-    return call.output(call.inputs[0].labels)
+    x = call.inputs[0]
+    noise_shape = getattr(call.layer, "noise_shape", None) or ()
+    for axis, size in enumerate(noise_shape):
+        if size not in (None, 1):
+            call.freeze(
+                x.channels(axis),
+                f"layer '{call.layer.name}' has a fixed `noise_shape`",
+            )
+    return call.output(x.labels)
 
 
 @register_rule(keras.layers.Activation)

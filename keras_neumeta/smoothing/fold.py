@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph.channel_graph import _function, check_model
+from keras_neumeta.graph import finalize
+from keras_neumeta.graph.channel_graph import _function, check_model, is_graph
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
@@ -54,14 +55,7 @@ def _fold(model):
     clones = []
 
     def clone_layer(layer):
-        if (
-            isinstance(layer, keras.Sequential)
-            and layer._functional
-            or (
-                isinstance(layer, keras.Function)
-                and isinstance(layer, keras.Model)
-            )
-        ):
+        if is_graph(layer):
             return _fold(layer)
         config = layer.get_config()
         if id(layer) in folds:
@@ -69,8 +63,9 @@ def _fold(model):
         if id(layer) in folded_norms:
             return _Folded(name=layer.name)
         clone = type(layer).from_config(config)
-        clone.trainable = layer.trainable
-        clones.append((layer, clone))
+        if isinstance(layer, keras.layers.Layer):  # not an operation
+            clone.trainable = layer.trainable
+            clones.append((layer, clone))
         return clone
 
     if isinstance(model, keras.Sequential):
@@ -101,6 +96,7 @@ def _fold(model):
             clone.set_weights(_folded_weights(layer, folds[id(layer)]))
         else:
             clone.set_weights(layer.get_weights())
+    finalize(result)
     return result
 
 

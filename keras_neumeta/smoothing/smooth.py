@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from scipy.spatial.distance import cdist
 
-from keras_neumeta.graph import resize, trace
+from keras_neumeta.graph import assign, resize, trace
 from keras_neumeta.smoothing.path import path_length, shortest_path
 
 # From this many channels on, the search of a path shows its progress.
@@ -88,12 +88,11 @@ def smooth(model, seed=0, verbose="auto", layers=None):
         if path_length(distances, order) < path_length(distances):
             permutations[group.index] = order
     smoothed = resize(graph, graph.full_sizes)
-    for variable, layout, value in zip(
-        smoothed.variables, graph.layouts, values, strict=True
-    ):
+    for index, layout in enumerate(graph.layouts):
         for number, axis in layout.axes.items():
-            value = np.take(value, axis.permute(permutations), axis=number)
-        variable.assign(value)
+            places = axis.permute(permutations)
+            values[index] = np.take(values[index], places, axis=number)
+    assign(smoothed, values)
     return smoothed
 
 
