@@ -239,8 +239,16 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         sizes = ops.clip(ops.round(ratio * full), least, full)
         return ops.cast(sizes, "int32")
 
-    def draw_offsets(self, sizes, noise, seed):
-        """Coordinate noise for one size: a tensor per group, or `None`."""
+    def draw_offsets(self, sizes, noise=None, seed=None):
+        """Coordinate noise for one size: a tensor per group, or `None`.
+
+        Args:
+            sizes: As for `WeightField.generate`.
+            noise: Width of the noise in channels. Default: that of training.
+            seed: `SeedGenerator`. Default: that of training.
+        """
+        noise = self.noise if noise is None else noise
+        seed = self.noise_seed if seed is None else seed
         if not noise or (is_static(sizes) and sizes == self.graph.full_sizes):
             return None
         return [
@@ -272,9 +280,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         ratios = self.sampler.sample()
         for ratio in ratios:
             sizes = self.sizes_of(ratio)
-            weights = self.field.generate(
-                sizes, self.draw_offsets(sizes, self.noise, self.noise_seed)
-            )
+            weights = self.field.generate(sizes, self.draw_offsets(sizes))
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
             outputs, losses = self._run(sizes, weights, x, training=True)

@@ -64,7 +64,8 @@ def test_sizes_round_and_keep_one_channel():
     assert graph.sizes(0.5, divisor=8) == (8, 16, 2)
     assert graph.sizes(0.3, divisor=4) == (4, 8, 2)
     assert graph.sizes(0.01, divisor=8) == (8, 8, 2)
-    assert graph.sizes(1.0, divisor=8) == (8, 32, 2)
+    # The full size stays, whatever the divisor.
+    assert graph.sizes(1.0, divisor=8) == graph.full_sizes
     assert graph.sizes(1.0) == graph.full_sizes
 
 
