@@ -121,10 +121,10 @@ class Sweep:
                 f"Received: metric={metric!r}"
             )
         # Accuracies crowd near 1: their errors, on a log scale, do not.
-        error = "accuracy" in metric
+        as_error = "accuracy" in metric
 
         def height(row):
-            return max(1.0 - row[metric], 1e-4) if error else row[metric]
+            return max(1.0 - row[metric], 1e-4) if as_error else row[metric]
 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -146,15 +146,15 @@ class Sweep:
                 axes.annotate(
                     f"{row['ratio']:g}",
                     (row["parameters"], height(row)),
-                    xytext=(0, -12 if error else 6),
+                    xytext=(0, -12 if as_error else 6),
                     textcoords="offset points",
                     ha="center",
                     fontsize=8,
                 )
         axes.set_xscale("log")
         axes.set_xlabel("parameters")
-        axes.set_ylabel(f"1 - {metric}" if error else metric)
-        if error:
+        axes.set_ylabel(f"1 - {metric}" if as_error else metric)
+        if as_error:
             axes.set_yscale("log")
             axes.margins(y=0.12)
         axes.grid(alpha=0.3, which="both")
