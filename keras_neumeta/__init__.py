@@ -13,6 +13,7 @@ from keras_neumeta.hypermodel import ManifoldHyperModel as ManifoldHyperModel
 from keras_neumeta.pruning import cut as cut
 from keras_neumeta.pruning import largest_channels as largest_channels
 from keras_neumeta.samplers import Discrete as Discrete
+from keras_neumeta.samplers import Independent as Independent
 from keras_neumeta.samplers import Sandwich as Sandwich
 from keras_neumeta.samplers import SizeSampler as SizeSampler
 from keras_neumeta.samplers import Uniform as Uniform

@@ -10,14 +10,18 @@ from keras_neumeta.distillation import distillation_losses, per_output
 from keras_neumeta.fields import AnchoredField, ImplicitField, WeightField
 from keras_neumeta.fields.interpolation import is_static
 from keras_neumeta.graph import assign, resize, trace
-from keras_neumeta.morphing import morph
+from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.statistics import StatisticsField
 
 _FIELDS = {"anchored": AnchoredField, "implicit": ImplicitField}
-_SAMPLERS = {"sandwich": samplers.Sandwich, "uniform": samplers.Uniform}
+_SAMPLERS = {
+    "sandwich": samplers.Sandwich,
+    "uniform": samplers.Uniform,
+    "independent": samplers.Independent,
+}
 
 
 @register_serializable
@@ -37,7 +41,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         model: The target: a built Sequential or functional `keras.Model`,
             trained or not.
         field: A `WeightField`, `"anchored"` or `"implicit"`.
-        sampler: A `SizeSampler`, `"sandwich"` or `"uniform"`.
+        sampler: A `SizeSampler`, `"sandwich"`, `"uniform"`, or
+            `"independent"` to train for a ratio per channel group.
         layers: The layers whose channels may change: names, patterns such as
             `"stage3*"`, or layers of the model; see `trace`. Default: all.
         distillation: Share of in-place distillation in the loss of the
@@ -151,6 +156,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.field = field
         self.sampler = sampler
         self.field.attach(self.graph, values["weight"])
+        self.sampler.attach(self.graph)
         self.statistics = StatisticsField(
             min_ratio=sampler.min_ratio, stretch=field.stretch
         )
@@ -220,6 +226,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             [ops.convert_to_tensor(v) for v in self.states],
             inputs,
             training,
+            sizes,
         )
         if training:
             self.statistics.update(sizes, statistics, new_statistics)
@@ -253,7 +260,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             return None
         return [
             keras.random.uniform(
-                (group.num_channels,),
+                (_width(group, sizes),),
                 -0.5 * noise,
                 0.5 * noise,
                 seed=seed,
@@ -384,8 +391,12 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def morph(
         self,
-        ratio,
+        ratio=None,
         *,
+        sizes=None,
+        params=None,
+        macs=None,
+        extrapolate=False,
         samples=1,
         noise=1.0,
         divisor=1,
@@ -394,8 +405,22 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     ):
         """Builds the plain network of a size, with weights from the field.
 
+        One of `ratio`, `sizes` or a budget says which size.
+
         Args:
-            ratio: Kept width of every morphable channel group, in (0, 1].
+            ratio: Kept width of every morphable channel group, in (0, 1]; or
+                a dict from layer names, group names or patterns such as
+                `"stage3*"` to the ratios of these groups, all others staying
+                at full size (`hyper.graph.summary()` shows which layers
+                share a group); or a list of such, for a list of networks.
+            sizes: Channels instead: a dict from names or patterns to numbers
+                of channels, or a sequence with one number per group.
+            params, macs: The largest uniform ratio with at most so many
+                parameters and multiply-accumulates per example (of kernels):
+                an integer, or a float in (0, 1] for a share of the target's.
+            extrapolate: Whether a ratio above 1 is allowed: a network larger
+                than the target, which training has never seen. Not every
+                field can.
             samples: Number of noisy samples of the weights to average, the
                 first one without noise (50 to 100 in the paper).
             noise: Width of that noise, in channels.
@@ -408,17 +433,44 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
         Returns:
             A Sequential or functional `keras.Model` that knows nothing of
-            this library, not compiled.
+            this library, not compiled; a list of them for a list of ratios.
+
+        Raises:
+            TypeError, ValueError: If an argument cannot be used; the message
+                says why.
+
+        Example:
+
+        ```python
+        half = hyper.morph(0.5)
+        small, large = hyper.morph([0.25, 1.0])
+        mixed = hyper.morph(ratio={"stage3*": 0.5, "stem": 0.25})
+        tiny = hyper.morph(macs=0.1)
+        ```
         """
-        return morph(
-            self,
-            ratio,
-            samples=samples,
-            noise=noise,
-            divisor=divisor,
-            calibration_data=calibration_data,
-            name=name,
+        options = {
+            "samples": samples,
+            "noise": noise,
+            "calibration_data": calibration_data,
+            "name": name,
+        }
+        if isinstance(ratio, list | tuple | np.ndarray):
+            if sizes is not None or params is not None or macs is not None:
+                raise ValueError(
+                    "A list of ratios cannot be combined with `sizes`, "
+                    "`params` or `macs`. Ask for one of them at a time."
+                )
+            chosen = [
+                choose_sizes(
+                    self, value, None, None, None, divisor, extrapolate
+                )
+                for value in ratio
+            ]
+            return [morph(self, each, **options) for each in chosen]
+        chosen = choose_sizes(
+            self, ratio, sizes, params, macs, divisor, extrapolate
         )
+        return morph(self, chosen, **options)
 
     def export(self, filepath, *args, **kwargs):
         """Exports the full size; see `keras.Model.export`.
@@ -503,6 +555,13 @@ def _by_name(argument, value, names, kind, seed):
         f"Argument `{argument}` must be a `{kind.__name__}` or one of "
         f"{sorted(names)}. Received: {argument}={value!r}"
     )
+
+
+def _width(group, sizes):
+    """Channels that noise is drawn for: more for sizes above the full."""
+    if not is_static(sizes):
+        return group.num_channels
+    return max(group.num_channels, sizes[group.index])
 
 
 def _batch_size(x):

@@ -6,20 +6,40 @@ from keras import ops
 
 from keras_neumeta.calibration import calibrate
 from keras_neumeta.graph import assign, resize
+from keras_neumeta.graph.sizes import sizes_from_names
 
 
-def morph(
-    hyper,
-    ratio,
-    *,
-    samples=1,
-    noise=1.0,
-    divisor=1,
-    calibration_data=None,
-    name=None,
-):
-    """See `ManifoldHyperModel.morph`."""
-    sizes = hyper.graph.sizes(ratio, divisor)
+def choose_sizes(hyper, ratio, sizes, params, macs, divisor, extrapolate=False):
+    """Channels per group for the arguments of `ManifoldHyperModel.morph`."""
+    graph = hyper.graph
+    if extrapolate and not hyper.field.extrapolates:
+        raise ValueError(
+            "Argument `extrapolate`: the weight field "
+            f"({type(hyper.field).__name__}) has no weights above the full "
+            "size."
+        )
+    limit = np.inf if extrapolate else 1.0
+    ways = [
+        ratio is not None,
+        sizes is not None,
+        params is not None or macs is not None,
+    ]
+    if sum(ways) != 1:
+        raise ValueError(
+            "`morph` needs one of `ratio` (the kept width), `sizes`, or a "
+            "budget (`params`, `macs`, or both). "
+            f"Received: ratio={ratio}, sizes={sizes}, "
+            f"params={params}, macs={macs}"
+        )
+    if ratio is not None:
+        return graph.sizes(ratio, divisor, limit)
+    if sizes is not None:
+        return sizes_from_names(graph, sizes, limit)
+    return graph.sizes_within(params, macs, divisor)
+
+
+def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
+    """See `ManifoldHyperModel.morph`; `sizes` are channels per group."""
     if isinstance(samples, bool) or not isinstance(samples, int):
         raise TypeError(
             "Argument `samples` must be an integer of at least 1. "

@@ -1,5 +1,7 @@
 """Runs plain networks with weights that are given, not their own."""
 
+from keras import ops
+
 from keras_neumeta.graph import finalize, resize
 
 
@@ -12,14 +14,16 @@ class Network:
         model: Plain model, from `keras_neumeta.graph.resize`.
         graph: `ChannelGraph` of the target.
         sizes: The sizes of `model`.
+        presence: Where `model` is a masked one, its list of `(variable,
+            Axis)`; see `keras_neumeta.graph.resize`.
     """
 
-    def __init__(self, model, graph, sizes):
+    def __init__(self, model, graph, sizes, presence=()):
         self.model = model
         self.roles = [layout.role for layout in graph.layouts]
-        for variable, layout in zip(
-            model.variables, graph.layouts, strict=True
-        ):
+        extra = {id(variable) for variable, _ in presence}
+        self.variables = [v for v in model.variables if id(v) not in extra]
+        for variable, layout in zip(self.variables, graph.layouts, strict=True):
             if tuple(variable.shape) != layout.shape_at(sizes):
                 raise ValueError(
                     f"The network of sizes {sizes} has '{variable.path}' of "
@@ -28,9 +32,22 @@ class Network:
                     "name the argument that counts its channels "
                     "(`call.resize`)?"
                 )
-        place = {id(v): n for n, v in enumerate(model.variables)}
+        order = [*self.variables, *(variable for variable, _ in presence)]
+        place = {id(v): n for n, v in enumerate(order)}
         self.trainable = [place[id(v)] for v in model.trainable_variables]
         self.others = [place[id(v)] for v in model.non_trainable_variables]
+        self._axes = [axis for _, axis in presence]
+
+    def presence(self, sizes):
+        """Which channels are present, where layers have to be told."""
+        return [
+            ops.cast(
+                ops.convert_to_tensor(axis.channels, "int32")
+                < ops.take(sizes, axis.groups.astype("int32")),
+                "float32",
+            )
+            for axis in self._axes
+        ]
 
     def merge(self, weights, statistics, states):
         """Values in the order of `model.variables`."""
@@ -41,12 +58,15 @@ class Network:
         }
         return [next(sources[role]) for role in self.roles]
 
-    def __call__(self, weights, statistics, states, inputs, training):
+    def __call__(
+        self, weights, statistics, states, inputs, training, sizes=None
+    ):
         """Runs the network.
 
         Args:
             weights, statistics, states: Tensors by role, in the order of
                 the layouts.
+            sizes: For a masked network, an int tensor of channels per group.
             inputs: Inputs of the model.
             training: Whether to run in training mode.
 
@@ -54,6 +74,8 @@ class Network:
             `(outputs, new statistics, new states, losses)`.
         """
         values = self.merge(weights, statistics, states)
+        if self._axes:
+            values += self.presence(sizes)
         outputs, others, losses = self.model.stateless_call(
             [values[n] for n in self.trainable],
             [values[n] for n in self.others],
@@ -73,7 +95,8 @@ class Networks:
     """The networks that compute the sizes of one target.
 
     Sizes known beforehand have a network of exactly that size; all others
-    are computed by the full network with weights that are zero outside.
+    are computed at full size with weights that are zero outside, by the
+    target itself or, where it has layers that mix channels, by a masked copy.
 
     Args:
         graph: `ChannelGraph` of the target.
@@ -82,6 +105,10 @@ class Networks:
     def __init__(self, graph):
         self.graph = graph
         self.full = Network(graph.model, graph, graph.full_sizes)
+        self.masked = self.full
+        if graph.masks:
+            model, presence = resize(graph, graph.full_sizes, masked=True)
+            self.masked = Network(model, graph, graph.full_sizes, presence)
         self._smaller = {}
 
     def prepare(self, sizes):
@@ -96,16 +123,18 @@ class Networks:
         Args:
             values: Arrays of the states, in the order of the layouts.
         """
-        for network in (self.full, *self._smaller.values()):
+        for network in (self.full, self.masked, *self._smaller.values()):
             states = iter(values)
-            for variable, role in zip(network.model.variables, network.roles):
+            for variable, role in zip(network.variables, network.roles):
                 if role == "state":
                     variable.assign(next(states))
             finalize(network.model)
 
     def at(self, sizes):
         """The `Network` for sizes as given to `WeightField.generate`."""
-        if not isinstance(sizes, tuple) or sizes == self.graph.full_sizes:
+        if not isinstance(sizes, tuple):
+            return self.masked
+        if sizes == self.graph.full_sizes:
             return self.full
         if sizes not in self._smaller:
             raise ValueError(

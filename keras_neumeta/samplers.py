@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph.channel_graph import check_ratio
+from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.serialization import register_serializable
 
 
@@ -56,6 +56,10 @@ class SizeSampler(keras.layers.Layer):
 
     num_sizes = 1
 
+    def attach(self, graph):
+        """Tells the sampler the channel graph of the target."""
+        self.num_groups = len(graph.groups)
+
     @property
     def static_ratios(self):
         """Ratios that every step uses, known beforehand."""
@@ -73,7 +77,7 @@ class SizeSampler(keras.layers.Layer):
 
         Returns:
             List of ratios, the largest first: Python floats where known
-            beforehand, else scalar float tensors.
+            beforehand, else float tensors, scalar or `(num_groups,)`.
         """
         raise NotImplementedError
 
@@ -217,3 +221,39 @@ class Sandwich(SizeSampler):
             "max_ratio": self.max_ratio,
             "num_random": self.num_random,
         }
+
+
+@register_serializable
+class Independent(Sandwich):
+    """Like `Sandwich`, but random sizes draw every channel group by itself.
+
+    For `morph` with a ratio per group: each group's width is uniform in the
+    range, whatever the others are. Drawn with a `keras.random.SeedGenerator`,
+    which is saved with the model and the same on all devices.
+
+    Args:
+        min_ratio, max_ratio: The range of the ratios, in (0, 1].
+        num_random: How many random sizes a step.
+        seed: Seed of the generator.
+    """
+
+    def __init__(
+        self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
+    ):
+        super().__init__(min_ratio, max_ratio, num_random, seed, **kwargs)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def sample(self):
+        return [
+            self.max_ratio,
+            *(
+                keras.random.uniform(
+                    (self.num_groups,),
+                    self.min_ratio,
+                    self.max_ratio,
+                    seed=self.seed_generator,
+                )
+                for _ in range(self.num_random)
+            ),
+            self.min_ratio,
+        ]

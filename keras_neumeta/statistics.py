@@ -8,6 +8,7 @@ from keras_neumeta.fields.interpolation import (
     group_sizes,
     interpolation_matrix,
     is_static,
+    result_axes,
     spreading_matrix,
     transform_axis,
 )
@@ -108,10 +109,10 @@ class StatisticsField(keras.layers.Layer):
         for number, bundle in enumerate(self.bundles):
             knots = ops.convert_to_tensor(self.knots[number])
             value = ops.tensordot(hats[number], knots, axes=1)
-            for n, axis in self.layouts[bundle[0]].axes.items():
-                value = transform_axis(
-                    value, n + 1, axis, matrices, _at(axis, sizes)
-                )
+            layout = self.layouts[bundle[0]]
+            results = result_axes(self.graph, layout, sizes)
+            for n, axis in layout.axes.items():
+                value = transform_axis(value, n + 1, axis, matrices, results[n])
             for place, index in enumerate(bundle):
                 values[index] = value[place]
         return values
@@ -136,9 +137,10 @@ class StatisticsField(keras.layers.Layer):
             new = ops.stack([after[index] for index in bundle])
             change = ops.stop_gradient(ops.cast(new, "float32") - old)
             layout = self.layouts[bundle[0]]
+            sources = result_axes(self.graph, layout, sizes)
             for n, axis in layout.axes.items():
                 change = transform_axis(
-                    change, n + 1, _at(axis, sizes), matrices, axis
+                    change, n + 1, sources[n], matrices, axis
                 )
                 change = self._mask(change, n + 1, axis, reached)
             hat = hats[number]
@@ -204,8 +206,3 @@ def _axis_key(item):
     number, axis = item
     order = None if axis.order is None else axis.order.tobytes()
     return number, axis.pieces, order
-
-
-def _at(axis, sizes):
-    """The axis of a generated statistic: smaller for static sizes."""
-    return axis.at(sizes) if is_static(sizes) else axis

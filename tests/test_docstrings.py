@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_neumeta
-from keras_neumeta.graph import rules
+from keras_neumeta.graph.rules import registry as rules
 
 NAMES = sorted(
     name

@@ -57,19 +57,19 @@ def test_adapted_normalization_survives(tmp_path):
     )
 
 
-def test_operations_freeze_what_they_touch_and_train():
+def test_operations_fold_train_and_morph():
     x, y = data()
     inputs = keras.Input((6,))
-    hidden = ops.relu(layers.Dense(10, name="frozen")(inputs)) * 2.0
-    hidden = layers.Dense(12, name="free")(hidden)
+    hidden = ops.relu(layers.Dense(10, name="first")(inputs)) * 2.0
+    hidden = layers.Dense(12, name="second")(hidden)
     model = keras.Model(inputs, layers.Dense(3)(hidden))
     np.testing.assert_allclose(
         array(nm.fold_batch_norm(model)(x)), array(model(x)), atol=1e-5
     )
     hyper, _ = fit(model, x, y)
     small = hyper.morph(0.5)
-    assert small.get_layer("frozen").units == 10
-    assert small.get_layer("free").units == 6
+    assert small.get_layer("first").units == 5
+    assert small.get_layer("second").units == 6
     assert small(x).shape == (32, 3)
 
 

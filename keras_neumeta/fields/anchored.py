@@ -116,11 +116,20 @@ class AnchoredField(WeightField):
             weights[index] = _correct(points, weights[index], *correction)
         return weights
 
+    @property
+    def extrapolates(self):
+        return self.stretch > 0.0
+
     def _corrections(self, sizes):
         """Dict from layout index to (axis number, correction)."""
         static = is_static(sizes)
+        # There is none at full size, nor above it.
         if self.size_correction is None or (
-            static and sizes == self.graph.full_sizes
+            static
+            and (
+                sizes == self.graph.full_sizes
+                or any(map(int.__gt__, sizes, self.graph.full_sizes))
+            )
         ):
             return {}
         corrections = self.size_correction.generate(

@@ -95,7 +95,7 @@ class ImplicitField(WeightField):
         self.held = [
             index
             for index, layout in enumerate(self.layouts)
-            if not layout.axes or not layout.trainable
+            if not layout.axes or not layout.trainable or layout.table
         ]
         self.held_points = []
         for index in self.held:

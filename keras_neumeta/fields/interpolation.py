@@ -140,11 +140,9 @@ def transform_axis(value, number, axis, matrices, result_axis):
     return ops.moveaxis(value, last, number)
 
 
-def result_axes(layout, sizes):
-    """The axes of the generated weight: smaller for static sizes."""
-    if is_static(sizes):
-        return {n: axis.at(sizes) for n, axis in layout.axes.items()}
-    return layout.axes
+def result_axes(graph, layout, sizes):
+    """The axes of the generated weight: of that size for static sizes."""
+    return graph.axes_at(layout, sizes) if is_static(sizes) else layout.axes
 
 
 def group_sizes(graph, sizes):
@@ -206,7 +204,7 @@ def interpolate_weights(
     weights = []
     for layout, value in zip(layouts, points):
         value = ops.convert_to_tensor(value)
-        results = result_axes(layout, sizes)
+        results = result_axes(graph, layout, sizes)
         for number, axis in layout.axes.items():
             value = transform_axis(
                 value,

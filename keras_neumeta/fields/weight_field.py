@@ -16,11 +16,14 @@ class WeightField(keras.layers.Layer):
     Attributes:
         graph: The `ChannelGraph` that the field is attached to, or `None`.
         layouts: The `VariableLayout`s of the weights that it generates.
+        extrapolates: Whether it can generate sizes above the full one.
         stretch: Exponent of the positions at which smaller sizes read the
             channels (1 for relative positions), for the statistics.
     """
 
     stretch = 1.0
+    # Whether sizes above the full one can be generated: an extrapolation.
+    extrapolates = False
 
     def __init__(self, **kwargs):
         # Weights are generated in full precision; the target's own layers

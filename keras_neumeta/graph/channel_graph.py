@@ -2,11 +2,12 @@
 
 import dataclasses
 import fnmatch
+import math
 
 import keras
-import numpy as np
 
 from keras_neumeta.graph.rules import find_rule
+from keras_neumeta.graph.sizes import sizes_from_ratio, sizes_within
 from keras_neumeta.graph.tracer import LayerCall, TracedTensor, Tracer
 
 
@@ -22,11 +23,19 @@ class ChannelGraph:
             `model.variables`.
     """
 
-    def __init__(self, model, groups, layouts, resizes):
+    def __init__(self, model, groups, layouts, resizes, masks):
         self.model = model
         self.groups = groups
         self.layouts = layouts
         self.resizes = resizes
+        self.masks = masks
+        weights = {id(v) for v in model.weights}
+        self._counted = [
+            layout
+            for layout, variable in zip(layouts, model.variables, strict=True)
+            if id(variable) in weights
+        ]
+        self._larger_graphs = {}
 
     @property
     def full_sizes(self):
@@ -37,56 +46,96 @@ class ChannelGraph:
     def morphable_groups(self):
         return [group for group in self.groups if group.morphable]
 
-    def sizes(self, ratio, divisor=1):
+    @property
+    def morphable_share(self):
+        """Share of the parameters in variables that change their shape."""
+        changing = sum(
+            math.prod(layout.shape)
+            for layout in self._counted
+            if any(self.groups[index].morphable for index in layout.groups)
+        )
+        return changing / max(self.count_params(), 1)
+
+    def sizes(self, ratio, divisor=1, limit=1.0):
         """Channels per group at a ratio.
 
         Args:
-            ratio: Kept width in (0, 1].
+            ratio: Kept width in (0, 1], or a dict from names of groups, of
+                the layers that make their channels, or patterns such as
+                `"stage3*"`, to the ratio of these groups; all others keep
+                their size.
             divisor: Sizes are rounded to multiples of this number (never
                 above the full size, never below one channel).
+            limit: Largest ratio that is allowed.
 
         Returns:
             Tuple of integers, one per group. Frozen groups keep theirs.
 
         Raises:
-            ValueError: If `ratio` or `divisor` is out of range.
-            TypeError: If they are not numbers.
+            ValueError: If `ratio` or `divisor` is out of range, if a name is
+                unknown or its channels cannot change, or if channels that
+                are tied are given different ratios.
+            TypeError: If they are of another type.
         """
-        ratio = check_ratio(ratio)
-        if isinstance(divisor, bool) or not isinstance(
-            divisor, int | np.integer
-        ):
-            raise TypeError(
-                "Argument `divisor` must be an integer of at least 1. "
-                f"Received: divisor={divisor!r}"
-            )
-        if divisor < 1:
-            raise ValueError(
-                "Argument `divisor` must be at least 1. "
-                f"Received: divisor={divisor}"
-            )
-        if ratio == 1.0:
-            return self.full_sizes
-        full = np.array(self.full_sizes, "int64")
-        steps = np.maximum(np.rint(ratio * full / divisor), 1)
-        sizes = np.minimum(steps * divisor, full).astype("int64")
-        frozen = [not group.morphable for group in self.groups]
-        return tuple(int(n) for n in np.where(frozen, full, sizes))
+        return sizes_from_ratio(self, ratio, divisor, limit)
+
+    def sizes_within(self, params=None, macs=None, divisor=1):
+        """Channels per group of the largest ratio within a budget.
+
+        Args:
+            params, macs: At most so many parameters and multiply-accumulates
+                (of kernels, for one example): an integer, or a float in
+                (0, 1] for a share of the full size.
+            divisor: As for `sizes`.
+
+        Returns:
+            Tuple of integers, one per group.
+
+        Raises:
+            ValueError: If no size is small enough.
+        """
+        return sizes_within(self, params, macs, divisor)
+
+    def axes_at(self, layout, sizes):
+        """The axes of a variable at `sizes`, which may be above the full.
+
+        Args:
+            layout: One of `layouts`.
+            sizes: Channels per group.
+
+        Returns:
+            Dict from axis number to `Axis`.
+        """
+        if all(n <= full for n, full in zip(sizes, self.full_sizes)):
+            return {n: axis.at(sizes) for n, axis in layout.axes.items()}
+        place = next(n for n, x in enumerate(self.layouts) if x is layout)
+        return self._larger(tuple(sizes)).layouts[place].axes
+
+    def _larger(self, sizes):
+        """The channel graph of a larger network of the same kind."""
+        if sizes not in self._larger_graphs:
+            # Not at the top: `resize` builds on this module.
+            from keras_neumeta.graph.resize import resize
+
+            graph = trace(resize(self, sizes))
+            if graph.full_sizes != sizes:
+                raise ValueError(
+                    f"'{self.model.name}' cannot grow to {sizes} channels: "
+                    f"its larger network has {graph.full_sizes}."
+                )
+            self._larger_graphs = {sizes: graph}
+        return self._larger_graphs[sizes]
 
     def count_params(self, sizes=None):
-        """Number of parameters at `sizes`, moving statistics included."""
+        """Number of parameters at `sizes`, as `Model.count_params` counts."""
         sizes = self.full_sizes if sizes is None else sizes
-        return sum(
-            int(np.prod(layout.shape_at(sizes)))
-            for layout in self.layouts
-            if layout.role != "state"
-        )
+        return sum(math.prod(x.shape_at(sizes)) for x in self._counted)
 
     def count_macs(self, sizes=None):
         """Multiply-accumulates of kernels for one example at `sizes`."""
         sizes = self.full_sizes if sizes is None else sizes
         return sum(
-            layout.positions * int(np.prod(layout.shape_at(sizes)))
+            layout.positions * math.prod(layout.shape_at(sizes))
             for layout in self.layouts
             if layout.positions
         )
@@ -115,38 +164,15 @@ class ChannelGraph:
         for row in rows:
             cells = [row[i].ljust(widths[i]) for i in range(3)]
             lines.append("  ".join([*cells, row[3]]).rstrip())
-        morphable = sum(
-            int(np.prod(layout.shape))
-            for layout in self.layouts
-            if layout.role == "weight"
-            and any(self.groups[g].morphable for g in layout.groups)
-        )
-        total = max(self.count_params(), 1)
+        total = self.count_params()
+        morphable = round(self.morphable_share * total)
         lines.append(
             f"{len(self.morphable_groups)} of {len(self.groups)} groups are "
             f"morphable; {morphable:,} of {total:,} parameters "
-            f"({100 * morphable / total:.1f} %) are in weights that change."
+            f"({100 * self.morphable_share:.1f} %) are in variables that "
+            "change."
         )
         return "\n".join(lines)
-
-
-def check_ratio(ratio):
-    """Returns `ratio` as a float, or raises."""
-    if isinstance(ratio, bool) or not isinstance(
-        ratio, int | float | np.integer | np.floating
-    ):
-        raise TypeError(
-            "Argument `ratio` (the kept width) must be a number in (0, 1]. "
-            f"Received: ratio={ratio!r} of type {type(ratio).__name__}"
-        )
-    ratio = float(ratio)
-    if not 0.0 < ratio <= 1.0:
-        raise ValueError(
-            "Argument `ratio` (the kept width) must be in (0, 1]: 1.0 is the "
-            f"full size, 0.25 a quarter of every width. Received: "
-            f"ratio={ratio}"
-        )
-    return ratio
 
 
 def check_model(model, argument="model"):
@@ -213,11 +239,11 @@ def trace(model, layers=None):
     outputs = _walk(tracer, function, inputs)
     for x in outputs:
         for labels in x.labels.values():
-            tracer.freeze(labels, "output of the model")
-    groups, layouts, resizes = tracer.finish(model)
+            tracer.freeze(labels, "output of the model", first=True)
+    groups, layouts, resizes, masks = tracer.finish(model)
     if layers is not None:
         groups = _restrict(model, groups, layers)
-    return ChannelGraph(model, groups, layouts, resizes)
+    return ChannelGraph(model, groups, layouts, resizes, masks)
 
 
 def _restrict(model, groups, layers):

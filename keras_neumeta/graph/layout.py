@@ -87,13 +87,19 @@ class Axis:
     def __len__(self):
         return len(self.groups)
 
+    def size_at(self, sizes):
+        """Number of positions at `sizes` (channels per group)."""
+        return sum(
+            piece.blocks * int(sizes[piece.group]) for piece in self.pieces
+        )
+
     def keep(self, sizes):
-        """Positions that remain at `sizes` (channels per group)."""
+        """Positions that remain at `sizes`, none above the full size."""
         sizes = np.asarray(sizes)
         return np.flatnonzero(self.channels < sizes[self.groups])
 
     def at(self, sizes):
-        """The `Axis` that remains at `sizes` (channels per group)."""
+        """The `Axis` that remains at `sizes`, none above the full size."""
         kept = self.keep(sizes)
         return Axis(self.groups[kept], self.channels[kept])
 
@@ -159,6 +165,8 @@ class VariableLayout:
             biases and the like.
         summed: The axes that the layer sums over (input channels).
         minimum: Lower bound of a statistic (0 for a variance).
+        table: Whether the rows of a weight are looked up (an embedding), so
+            that neighbours need not be alike.
     """
 
     path: str
@@ -169,6 +177,7 @@ class VariableLayout:
     positions: int = 0
     summed: tuple = ()
     minimum: float = -np.inf
+    table: bool = False
 
     @property
     def groups(self):
@@ -179,7 +188,7 @@ class VariableLayout:
         """Shape of the variable at `sizes` (channels per group)."""
         shape = list(self.shape)
         for number, axis in self.axes.items():
-            shape[number] = len(axis.keep(sizes))
+            shape[number] = axis.size_at(sizes)
         return tuple(shape)
 
     def slices(self, sizes):

@@ -1,73 +1,163 @@
 """Builds the plain network of a given size."""
 
+import copy
+
 import keras
 
 from keras_neumeta.graph.channel_graph import is_graph
+from keras_neumeta.graph.layout import Axis
+from keras_neumeta.graph.masking import masked_clone
+from keras_neumeta.graph.tracer import map_entries
 
 
-def resize(graph, sizes, name=None):
+def resize(graph, sizes, name=None, masked=False):
     """Builds an untrained network with the given channels per group.
 
     Args:
         graph: `ChannelGraph` of the target.
         sizes: Channels per group, as from `graph.sizes(ratio)`.
         name: Name of the new model. Default: that of the target.
+        masked: Whether layers that mix channels shall be told which channels
+            are present (`keras_neumeta.graph.masking`).
 
     Returns:
         A Sequential or functional `keras.Model`, its layers named as in the
-        target and its variables in the same order.
+        target and its variables in the same order. If `masked`, also a list
+        of `(presence variable, Axis)`.
     """
-
-    clones = {}
-
-    def clone_layer(layer):
-        # A layer may be shared between the model and those nested in it.
-        if id(layer) not in clones:
-            arguments = {
-                argument: _resized(entries, sizes)
-                for argument, entries in graph.resizes.get(
-                    id(layer), {}
-                ).items()
-            }
-            clones[id(layer)] = (
-                _clone_nested(layer, arguments, clone_layer)
-                if is_graph(layer)
-                else _clone_layer(layer, arguments)
-            )
-        return clones[id(layer)]
-
-    model = keras.models.clone_model(graph.model, clone_function=clone_layer)
+    cloner = _Cloner(graph, sizes, masked)
+    model = cloner.clone_model(graph.model)
     if name is not None:
         model.name = name
-    return model
+    return (model, cloner.presence) if masked else model
 
 
-def _clone_layer(layer, arguments):
-    clone = type(layer).from_config({**layer.get_config(), **arguments})
-    if isinstance(layer, keras.layers.Layer):  # not an operation
-        clone.trainable = layer.trainable
-    return clone
+class _Cloner:
+    """Copies layers with the arguments that count channels resized."""
 
+    def __init__(self, graph, sizes, masked):
+        self.graph = graph
+        self.sizes = sizes
+        self.masked = masked
+        self._masked_clones = []
+        # A layer may be shared between the model and those nested in it.
+        self._clones = {}
+        self._arguments = {}  # id(clone) -> resized arguments of the call
 
-def _clone_nested(model, shapes, clone_layer):
-    """A nested model, whose inputs may have other numbers of channels."""
-    inputs = [
-        keras.Input(
-            batch_shape=shapes.get(index, x.shape), dtype=x.dtype, name=x.name
+    @property
+    def presence(self):
+        return [
+            pair
+            for clone, axes in self._masked_clones
+            for pair in zip(clone.presence, axes, strict=True)
+        ]
+
+    def clone_model(self, model, inputs=None):
+        # Sequential models take no call function, and need none.
+        if isinstance(model, keras.Sequential):
+            return keras.models.clone_model(
+                model, clone_function=self.clone_layer
+            )
+        return keras.models.clone_model(
+            model,
+            input_tensors=inputs,
+            clone_function=self.clone_layer,
+            call_function=self._call,
         )
-        for index, x in enumerate(model.inputs)
-    ]
-    if isinstance(model, keras.Sequential):
-        return keras.Sequential(
-            [*inputs, *map(clone_layer, model.layers)],
-            name=model.name,
-            trainable=model.trainable,
+
+    def clone_layer(self, layer):
+        if id(layer) not in self._clones:
+            resized = map_entries(
+                self._count, self.graph.resizes.get(id(layer), {})
+            )
+            if is_graph(layer):
+                clone = self._clone_nested(layer, resized)
+            else:
+                clone = self._clone(layer, resized)
+            self._clones[id(layer)] = clone
+        return self._clones[id(layer)]
+
+    def _count(self, entry):
+        return entry.size_at(self.sizes) if isinstance(entry, Axis) else entry
+
+    def _clone(self, layer, resized):
+        config = {k: v for k, v in resized.items() if isinstance(k, str)}
+
+        def make(kind):
+            return _with_config(layer, kind, config)
+
+        if self.masked and id(layer) in self.graph.masks:
+            axes, compute = self.graph.masks[id(layer)]
+            clone = masked_clone(make, layer, compute, list(map(len, axes)))
+            self._masked_clones.append((clone, axes))
+        else:
+            clone = make(type(layer))
+        if isinstance(layer, keras.layers.Layer):  # not an operation
+            clone.trainable = layer.trainable
+        self._arguments[id(clone)] = {
+            k: v for k, v in resized.items() if isinstance(k, int)
+        }
+        return clone
+
+    def _call(self, layer, *args, **kwargs):
+        resized = self._arguments.get(id(layer), {})
+        args = [resized.get(n, value) for n, value in enumerate(args)]
+        return layer(*args, **kwargs)
+
+    def _clone_nested(self, model, shapes):
+        """A nested model, whose inputs may have other numbers of channels."""
+        inputs = [
+            keras.Input(
+                batch_shape=shapes.get(index, x.shape),
+                dtype=x.dtype,
+                name=x.name,
+            )
+            for index, x in enumerate(model.inputs)
+        ]
+        if isinstance(model, keras.Sequential):
+            return keras.Sequential(
+                [*inputs, *map(self.clone_layer, model.layers)],
+                name=model.name,
+                trainable=model.trainable,
+            )
+        return self.clone_model(
+            model, keras.tree.pack_sequence_as(model.input, inputs)
         )
-    return keras.models.clone_model(
-        model,
-        input_tensors=keras.tree.pack_sequence_as(model.input, inputs),
-        clone_function=clone_layer,
-    )
+
+
+def _with_config(layer, kind, changes):
+    """A layer of a class, from another one's config with changes."""
+    if type(layer) is keras.layers.Lambda:
+        # Its config would have to be read in unsafe mode.
+        return kind(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+    config = _unbuilt(copy.deepcopy(layer.get_config()))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        part = config
+        for key in parents:
+            part = part[int(key) if key.isdigit() else key]
+        part[last] = value
+    return kind.from_config(config)
+
+
+def _unbuilt(config):
+    """A config whose inner layers are not built yet: shapes may change."""
+    if isinstance(config, dict):
+        return {
+            key: _unbuilt(part)
+            for key, part in config.items()
+            if key != "build_config"
+        }
+    if isinstance(config, list):
+        return [_unbuilt(part) for part in config]
+    return config
 
 
 def assign(model, values):
@@ -87,12 +177,3 @@ def finalize(model):
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Normalization) and layer.built:
             layer.finalize_state()
-
-
-def _resized(entries, sizes):
-    if isinstance(entries, list):
-        return tuple(
-            entry if isinstance(entry, int | None) else len(entry.keep(sizes))
-            for entry in entries
-        )
-    return len(entries.keep(sizes))

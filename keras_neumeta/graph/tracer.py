@@ -46,6 +46,7 @@ class _Registered:
     role: str
     positions: int
     minimum: float = -np.inf
+    table: bool = False
 
 
 class LayerCall:
@@ -59,8 +60,22 @@ class LayerCall:
         output_shapes: Shapes of the outputs.
     """
 
-    def __init__(self, tracer, layer, args, kwargs, output_shapes):
+    def __init__(
+        self,
+        tracer,
+        layer,
+        args,
+        kwargs,
+        output_shapes,
+        outer=None,
+        prefix="",
+        repeats=1,
+    ):
         self._tracer = tracer
+        # The layer of the graph, where `layer` is wrapped by another.
+        self._outer = layer if outer is None else outer
+        self._prefix = prefix
+        self._repeats = repeats
         self.layer = layer
         self.args = args
         self.kwargs = kwargs
@@ -71,9 +86,37 @@ class LayerCall:
         ]
         self.output_shapes = output_shapes
 
+    def bind(self, *names):
+        """The arguments of the call by name, `None` where not given."""
+        given = dict(zip(names, self.args))
+        given.update({n: x for n, x in self.kwargs.items() if n in names})
+        return tuple(given.get(name) for name in names)
+
+    def inner(self, layer, prefix, x, output_shape, repeats=1):
+        """The call of a layer that this one wraps.
+
+        Args:
+            layer: The wrapped layer.
+            prefix: Where its config lies in the config of this layer, as
+                for `resize`, with a dot at the end.
+            x: `TracedTensor` that it is called on.
+            output_shape: Shape of its output.
+            repeats: How often one example calls it.
+        """
+        return LayerCall(
+            self._tracer,
+            layer,
+            (x,),
+            {},
+            [output_shape],
+            outer=self._outer,
+            prefix=self._prefix + prefix,
+            repeats=self._repeats * repeats,
+        )
+
     def new_channels(self, number):
         """Labels for `number` channels that this layer makes."""
-        return self._tracer.new_labels(number, self.layer.name)
+        return self._tracer.new_labels(number, self._outer.name)
 
     def fixed_channels(self, number):
         """Labels for channels whose number never changes."""
@@ -114,7 +157,7 @@ class LayerCall:
             for labels in x.labels.values():
                 self.freeze(labels, reason)
 
-    def weight(self, variable, labels, summed=(), positions=0):
+    def weight(self, variable, labels, summed=(), positions=0, table=False):
         """Says which channels the axes of a weight hold.
 
         Args:
@@ -124,9 +167,17 @@ class LayerCall:
             summed: The axes that the layer sums over: input channels.
             positions: How often one example uses each weight; 0 where it
                 is not multiplied (a bias).
+            table: Whether its rows are looked up, so that neighbours need
+                not be alike.
         """
         self._tracer.register(
-            self.layer.name, variable, labels, summed, "weight", positions
+            self._outer.name,
+            variable,
+            labels,
+            summed,
+            "weight",
+            positions * self._repeats,
+            table=table,
         )
 
     def statistic(self, variable, labels, minimum=-np.inf):
@@ -137,18 +188,49 @@ class LayerCall:
             minimum: Lower bound of the values (0 for a variance).
         """
         self._tracer.register(
-            self.layer.name, variable, labels, (), "statistic", 0, minimum
+            self._outer.name, variable, labels, (), "statistic", 0, minimum
         )
 
     def resize(self, argument, labels):
         """Says that an argument of the layer's config counts channels.
 
         Args:
-            argument: Name in `layer.get_config()`.
-            labels: The labels that it counts, or a list of labels and
-                integers where the argument is a tuple.
+            argument: Name in `layer.get_config()`; dots lead into nested
+                configs, as in `"layer.config.units"`.
+            labels: The labels that it counts, or a list (of lists, of
+                slices) of labels and integers where the argument is one.
         """
-        self._tracer.resize(self.layer, argument, labels)
+        self._tracer.resize(self._outer, self._prefix + argument, labels)
+
+    def resize_argument(self, index, labels):
+        """Like `resize`, for a positional argument of the call itself."""
+        self._tracer.resize(self._outer, index, labels)
+
+    def masked(self, labels, compute):
+        """Says how the layer leaves out channels that are absent.
+
+        For layers that mix channels other than by a sum with weights: where
+        sizes vary from step to step, networks are computed at full size with
+        weights that are zero outside, and such a layer would take the absent
+        channels into account.
+
+        Args:
+            labels: List of label arrays, the channels that are mixed; no
+                effect if it is empty.
+            compute: Function that computes the layer; see
+                `keras_neumeta.graph.masking`.
+        """
+        if not labels:
+            return
+        if self._outer is not self.layer or self.kwargs.keys() & {"inputs"}:
+            for part in labels:
+                self.freeze(
+                    part,
+                    f"layer '{self.layer.name}' mixes them inside another "
+                    "layer",
+                )
+            return
+        self._tracer.mask(self.layer, labels, compute)
 
     def output(self, labels=None, index=0):
         """The `TracedTensor` of an output.
@@ -183,7 +265,8 @@ class Tracer:
         self._ties = []
         self._frozen = []  # (labels, reason)
         self._registered = {}  # id(variable) -> _Registered
-        self._resizes = {}  # layer name -> {argument: labels or list}
+        self._resizes = {}  # id(layer) -> {argument: entries}
+        self._masks = {}  # id(layer) -> (labels, compute)
 
     def new_labels(self, number, name):
         start = self._num_labels
@@ -194,8 +277,10 @@ class Tracer:
     def tie(self, first, second):
         self._ties.append((np.asarray(first), np.asarray(second)))
 
-    def freeze(self, labels, reason):
-        self._frozen.append((np.asarray(labels), reason))
+    def freeze(self, labels, reason, first=False):
+        """Of several reasons the first one is shown."""
+        entry = np.asarray(labels), reason
+        self._frozen.insert(0 if first else len(self._frozen), entry)
 
     def register(
         self,
@@ -206,6 +291,7 @@ class Tracer:
         role,
         positions,
         minimum=-np.inf,
+        table=False,
     ):
         if variable is None:
             return
@@ -232,6 +318,7 @@ class Tracer:
                 role,
                 positions,
                 minimum,
+                table,
             )
             return
         # A shared layer: every call must see the same channels.
@@ -247,49 +334,59 @@ class Tracer:
                 )
                 known.labels.setdefault(axis, labels.get(axis))
 
-    def resize(self, layer, argument, labels):
-        # A shared layer registers once: its calls are tied by its weights.
-        self._resizes.setdefault(id(layer), {}).setdefault(argument, labels)
+    def resize(self, layer, argument, entries):
+        arguments = self._resizes.setdefault(id(layer), {})
+        if argument in arguments:
+            self._tie_calls(layer, arguments[argument], entries)
+        else:
+            arguments[argument] = entries
 
     def nest(self, model, inputs, tensors):
         """Follows the inputs of a nested model, for its input shapes."""
-        if id(model) not in self._resizes:
-            self._resizes[id(model)] = {
-                index: [
-                    x.labels.get(axis, size)
-                    for axis, size in enumerate(own.shape)
-                ]
-                for index, (own, x) in enumerate(
-                    zip(inputs, tensors, strict=True)
-                )
-            }
+        for index, (own, x) in enumerate(zip(inputs, tensors, strict=True)):
+            entries = [
+                x.labels.get(axis, size) for axis, size in enumerate(own.shape)
+            ]
+            self.resize(model, index, entries)
+
+    def mask(self, layer, labels, compute):
+        if id(layer) in self._masks:
+            self._tie_calls(layer, self._masks[id(layer)][0], labels)
+        else:
+            self._masks[id(layer)] = labels, compute
+
+    def _tie_calls(self, layer, first, second):
+        """A shared layer: every call must see the same channels."""
+        first, second = leaves_of(first), leaves_of(second)
+        if len(first) != len(second):
+            for labels in (*first, *second):
+                self._freeze_shared(layer, labels)
             return
-        # A shared model: every call must see the same channels.
-        for index, x in enumerate(tensors):
-            for axis, first in enumerate(self._resizes[id(model)][index]):
-                second = x.labels.get(axis)
-                labels = [
-                    part
-                    for part in (first, second)
-                    if isinstance(part, np.ndarray)
-                ]
-                if len(labels) == 2:
-                    self.tie(first, second)
-                elif labels:
-                    self.freeze(
-                        labels[0],
-                        f"model '{model.name}' is shared with channels that "
-                        "never change",
-                    )
+        for one, other in zip(first, second):
+            both = isinstance(one, np.ndarray), isinstance(other, np.ndarray)
+            if all(both) and len(one) == len(other):
+                self.tie(one, other)
+            elif any(both):
+                self._freeze_shared(layer, one)
+                self._freeze_shared(layer, other)
+
+    def _freeze_shared(self, layer, labels):
+        if isinstance(labels, np.ndarray):
+            self.freeze(
+                labels,
+                f"layer '{layer.name}' is shared with channels that do not "
+                "match",
+            )
 
     def finish(self, model):
         """Groups the channels.
 
         Returns:
-            `(groups, layouts, resizes)`: list of `ChannelGroup`, list of
-            `VariableLayout` in the order of `model.variables`, and a dict
-            from `id(layer)` to `{argument: entries}`, each entry an integer
-            or an `Axis` to count.
+            `(groups, layouts, resizes, masks)`: list of `ChannelGroup`, list
+            of `VariableLayout` in the order of `model.variables`, a dict from
+            `id(layer)` to `{argument: entries}`, each entry an integer or an
+            `Axis` to count, and a dict from `id(layer)` to `(list of Axis,
+            compute)`.
         """
         channel_of = self._components()
         num_channels = channel_of.max(initial=-1) + 1
@@ -315,11 +412,10 @@ class Tracer:
         for entry in self._registered.values():
             for labels in entry.labels.values():
                 mark(labels)
-        for arguments in self._resizes.values():
-            for labels in arguments.values():
-                for part in labels if isinstance(labels, list) else [labels]:
-                    if isinstance(part, np.ndarray):
-                        mark(part)
+        for entries in (*self._resizes.values(), *self._masks.values()):
+            for part in leaves_of(entries):
+                if isinstance(part, np.ndarray):
+                    mark(part)
         for index in range(len(reasons)):
             mark_token = random.integers(1, 2**63, dtype="uint64")
             with np.errstate(over="ignore"):
@@ -372,20 +468,21 @@ class Tracer:
         layouts = [
             self._layout(variable, axis_of) for variable in model.variables
         ]
-        resizes = {}
-        for layer_id, arguments in self._resizes.items():
-            resizes[layer_id] = {}
-            for argument, labels in arguments.items():
-                if isinstance(labels, list):
-                    entries = [
-                        axis_of(part) if isinstance(part, np.ndarray) else part
-                        for part in labels
-                    ]
-                else:
-                    entries = None if labels is None else axis_of(labels)
-                if entries is not None:
-                    resizes[layer_id][argument] = entries
-        return groups, layouts, resizes
+
+        def count(part):
+            if not isinstance(part, np.ndarray):
+                return part
+            return axis_of(part) if len(part) else 0
+
+        resizes = {
+            key: map_entries(count, entries)
+            for key, entries in self._resizes.items()
+        }
+        masks = {
+            key: ([axis_of(part) for part in labels], compute)
+            for key, (labels, compute) in self._masks.items()
+        }
+        return groups, layouts, resizes, masks
 
     def _components(self):
         if not self._num_labels:
@@ -432,7 +529,32 @@ class Tracer:
             entry.positions,
             entry.summed,
             entry.minimum,
+            entry.table,
         )
+
+
+def map_entries(function, entries):
+    """Applies a function to the leaves of lists, tuples, dicts and slices."""
+    if isinstance(entries, dict):
+        return {
+            key: map_entries(function, part) for key, part in entries.items()
+        }
+    if isinstance(entries, list | tuple):
+        return type(entries)(map_entries(function, part) for part in entries)
+    if isinstance(entries, slice):
+        return slice(
+            map_entries(function, entries.start),
+            map_entries(function, entries.stop),
+            entries.step,
+        )
+    return function(entries)
+
+
+def leaves_of(entries):
+    """The leaves that `map_entries` visits."""
+    leaves = []
+    map_entries(leaves.append, entries)
+    return leaves
 
 
 def _unique_names(names):

@@ -27,7 +27,7 @@ KICK_SPAN = 150  # Longest stretch of the tour a kick rearranges.
 PROGRESS_STEPS = 40
 
 
-def shortest_path(distances, *, seed=0, progress=None):
+def shortest_path(distances, *, seed=0, effort=1.0, progress=None):
     """Orders cities along a short open path.
 
     Args:
@@ -35,6 +35,8 @@ def shortest_path(distances, *, seed=0, progress=None):
             `(n, n)`. Its diagonal is ignored.
         seed: Integer. Seed of the random part of the search. The same
             distances and seed always give the same order.
+        effort: Length of the random part of the search, relative to the
+            usual one: 0 for a single descent.
         progress: Optional callable. It is called with the fraction of the
             search that is done, a few dozen times, the last time with 1.0.
 
@@ -67,7 +69,7 @@ def shortest_path(distances, *, seed=0, progress=None):
     elif cities <= EXACT_CITIES:
         order = _exact_path(distances)
     else:
-        order = _search_path(distances, seed, progress)
+        order = _search_path(distances, seed, effort, progress)
     if progress is not None:
         progress(1.0)
     if not path_length(distances, order) < path_length(distances):
@@ -160,7 +162,7 @@ def _exact_path(distances):
     return np.array(order)
 
 
-def _search_path(distances, seed, progress):
+def _search_path(distances, seed, effort, progress):
     """Iterated local search: kick, descend, keep what isn't longer."""
     rng = random.Random(seed)
     tour = _Tour(distances)
@@ -168,7 +170,7 @@ def _search_path(distances, seed, progress):
     rng.shuffle(cities)
     tour.descend(cities)
     order, position = tour.order[:], tour.position[:]
-    kicks = min(KICKS_PER_CITY * len(distances), MAX_KICKS)
+    kicks = round(effort * min(KICKS_PER_CITY * len(distances), MAX_KICKS))
     for kick in range(kicks):
         if progress is not None and kick * PROGRESS_STEPS % kicks < (
             PROGRESS_STEPS

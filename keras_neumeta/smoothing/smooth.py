@@ -50,7 +50,7 @@ def total_variation(model):
     )
 
 
-def smooth(model, seed=0, verbose="auto", layers=None):
+def smooth(model, seed=0, verbose="auto", layers=None, effort=1.0):
     """Permutes each channel group along a shortest path.
 
     Args:
@@ -61,6 +61,9 @@ def smooth(model, seed=0, verbose="auto", layers=None):
             1,024 channels and more.
         layers: The layers whose channels may be permuted; see `trace`.
             Default: all.
+        effort: Length of the path search relative to the usual one, for
+            networks with many wide groups: 0 is several times faster and
+            gives paths that are a few percent longer.
 
     Returns:
         A new model with the same function, whose `total_variation` is not
@@ -72,6 +75,10 @@ def smooth(model, seed=0, verbose="auto", layers=None):
     smoothed = keras_neumeta.smooth(model)
     ```
     """
+    if not effort >= 0.0:
+        raise ValueError(
+            f"Argument `effort` must be at least 0. Received: effort={effort}"
+        )
     graph = trace(model, layers)
     values = [ops.convert_to_numpy(v) for v in model.variables]
     permutations = {}
@@ -84,7 +91,9 @@ def smooth(model, seed=0, verbose="auto", layers=None):
             else bool(verbose)
         )
         progress = _progress(group) if show else None
-        order = shortest_path(distances, seed=seed, progress=progress)
+        order = shortest_path(
+            distances, seed=seed, effort=effort, progress=progress
+        )
         if path_length(distances, order) < path_length(distances):
             permutations[group.index] = order
     smoothed = resize(graph, graph.full_sizes)

@@ -1,0 +1,277 @@
+"""Layers with kernels: dense, convolution, embedding."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_neumeta.graph.rules.registry import (
+    apply_activation,
+    channel_axis,
+    freeze_positions,
+    layer_classes,
+    other_axes,
+    register_rule,
+)
+
+
+def _kernel(call, layer, labels, summed, positions):
+    if getattr(layer, "lora_enabled", False) or getattr(
+        layer, "quantization_mode", None
+    ):
+        for value in labels.values():
+            call.freeze(
+                value,
+                f"layer '{layer.name}' has LoRA or quantized weights",
+            )
+        return
+    call.weight(layer.kernel, labels, summed, positions)
+
+
+def _num_positions(shape, axis):
+    """Number of positions of a feature map (1 where unknown)."""
+    return math.prod(
+        size or 1 for n, size in enumerate(shape) if n not in (0, axis)
+    )
+
+
+@register_rule(keras.layers.Dense)
+def dense(call):
+    (x,) = call.inputs[:1]
+    layer = call.layer
+    units = call.new_channels(layer.units)
+    positions = _num_positions(x.shape, len(x.shape) - 1)
+    _kernel(call, layer, {0: x.channels(-1), 1: units}, (0,), positions)
+    call.weight(layer.bias, {0: units})
+    call.resize("units", units)
+    apply_activation(call, units)
+    return call.output({**other_axes(x, -1), -1: units})
+
+
+@register_rule(keras.layers.EinsumDense)
+def einsum_dense(call):
+    x = call.inputs[0]
+    layer = call.layer
+    inputs, rest = layer.equation.replace(" ", "").split(",")
+    kernel, outputs = rest.split("->")
+    if inputs.endswith("...") or "..." in inputs[1:]:
+        call.freeze_inputs(f"layer '{layer.name}' elides trailing axes")
+        return call.output()
+    elided = len(x.shape) - len(inputs.replace("...", ""))
+    passed = {
+        axis: labels for axis, labels in x.labels.items() if axis < elided
+    }
+    inputs = inputs.replace("...", "")
+    outputs = outputs.replace("...", "")
+    labels = {
+        letter: x.channels(elided + place)
+        for place, letter in enumerate(inputs)
+    }
+    shape = call.output_shapes[0]
+    for place, letter in enumerate(outputs):
+        if letter not in inputs:
+            labels[letter] = call.new_channels(
+                shape[len(shape) - len(outputs) + place]
+            )
+    summed = [
+        place
+        for place, letter in enumerate(kernel)
+        if letter in inputs and letter not in outputs
+    ]
+    free = [
+        size or 1
+        for size, letter in zip(x.shape[elided:], inputs)
+        if letter not in kernel
+    ]
+    # The batch axis is among the free ones, with an unknown size.
+    positions = math.prod(free) * math.prod(
+        size or 1 for size in x.shape[1:elided]
+    )
+    _kernel(
+        call,
+        layer,
+        {place: labels[letter] for place, letter in enumerate(kernel)},
+        tuple(summed),
+        positions,
+    )
+    if layer.bias is not None:
+        letters = outputs[len(outputs) - len(layer.bias.shape) :]
+        call.weight(
+            layer.bias,
+            {
+                axis: labels[letter]
+                for axis, letter in enumerate(letters)
+                if letter in layer.bias_axes
+            },
+        )
+    given = list(layer.partial_output_shape)
+    letters = outputs[len(outputs) - len(given) :]
+    call.resize(
+        "output_shape",
+        [
+            size if size is None or labels[letter] is None else labels[letter]
+            for size, letter in zip(given, letters, strict=True)
+        ],
+    )
+    for letter in outputs:
+        apply_activation(call, labels[letter])
+    first = len(shape) - len(outputs)
+    return call.output(
+        {
+            **passed,
+            **{
+                first + place: labels[letter]
+                for place, letter in enumerate(outputs)
+            },
+        }
+    )
+
+
+@register_rule(keras.layers.Embedding)
+def embedding(call):
+    x = call.inputs[0]
+    layer = call.layer
+    channels = call.new_channels(layer.output_dim)
+    if getattr(layer, "lora_enabled", False) or getattr(
+        layer, "quantization_mode", None
+    ):
+        call.freeze(
+            channels, f"layer '{layer.name}' has LoRA or quantized weights"
+        )
+    else:
+        call.weight(layer.embeddings, {1: channels}, table=True)
+    call.resize("output_dim", channels)
+    return call.output({**x.labels, -1: channels})
+
+
+def _block_channels(call, labels, groups):
+    """Labels of the channels of one block of a grouped convolution.
+
+    Ties the channels across the blocks, since every block must keep equally
+    many.
+    """
+    if labels is None or groups == 1:
+        return labels
+    blocks = labels.reshape(groups, -1)
+    for block in blocks[1:]:
+        call.tie(blocks[0], block)
+    return blocks[0]
+
+
+@register_rule(
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
+def conv(call):
+    (x,) = call.inputs
+    layer = call.layer
+    rank = len(x.shape)
+    axis = channel_axis(layer, rank)
+    freeze_positions(call, x, axis)
+    inputs = x.channels(axis)
+    if layer.groups > 1 and layer.groups == x.shape[axis]:
+        return _grouped_depthwise(call, x, axis)
+    filters = call.new_channels(layer.filters)
+    _block_channels(call, filters, layer.groups)
+    inputs = _block_channels(call, inputs, layer.groups)
+    _kernel(
+        call,
+        layer,
+        {rank - 2: inputs, rank - 1: filters},
+        (rank - 2,),
+        _num_positions(call.output_shapes[0], axis),
+    )
+    call.weight(layer.bias, {0: filters})
+    call.resize("filters", filters)
+    apply_activation(call, filters)
+    return call.output({axis: filters})
+
+
+def _grouped_depthwise(call, x, axis):
+    """A convolution with one group per input channel."""
+    layer = call.layer
+    inputs = x.channels(axis)
+    if inputs is None:
+        inputs = call.fixed_channels(x.shape[axis])
+    outputs = np.repeat(inputs, layer.filters // layer.groups)
+    _kernel(
+        call,
+        layer,
+        {len(x.shape) - 1: outputs},
+        (),
+        _num_positions(call.output_shapes[0], axis),
+    )
+    call.weight(layer.bias, {0: outputs})
+    call.resize("groups", inputs)
+    call.resize("filters", outputs)
+    apply_activation(call, outputs)
+    return call.output({axis: outputs})
+
+
+@register_rule(
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+def conv_transpose(call):
+    (x,) = call.inputs
+    layer = call.layer
+    rank = len(x.shape)
+    axis = channel_axis(layer, rank)
+    freeze_positions(call, x, axis)
+    filters = call.new_channels(layer.filters)
+    call.weight(
+        layer.kernel,
+        {rank - 2: filters, rank - 1: x.channels(axis)},
+        (rank - 1,),
+        _num_positions(x.shape, axis),
+    )
+    call.weight(layer.bias, {0: filters})
+    call.resize("filters", filters)
+    apply_activation(call, filters)
+    return call.output({axis: filters})
+
+
+def _depthwise_labels(labels, multiplier):
+    return None if labels is None else np.repeat(labels, multiplier)
+
+
+@register_rule(*layer_classes("DepthwiseConv1D", "DepthwiseConv2D"))
+def depthwise_conv(call):
+    (x,) = call.inputs
+    layer = call.layer
+    rank = len(x.shape)
+    axis = channel_axis(layer, rank)
+    freeze_positions(call, x, axis)
+    inputs = x.channels(axis)
+    outputs = _depthwise_labels(inputs, layer.depth_multiplier)
+    positions = _num_positions(call.output_shapes[0], axis)
+    call.weight(layer.kernel, {rank - 2: inputs}, positions=positions)
+    call.weight(layer.bias, {0: outputs})
+    apply_activation(call, outputs)
+    return call.output({axis: outputs})
+
+
+@register_rule(*layer_classes("SeparableConv1D", "SeparableConv2D"))
+def separable_conv(call):
+    (x,) = call.inputs
+    layer = call.layer
+    rank = len(x.shape)
+    axis = channel_axis(layer, rank)
+    freeze_positions(call, x, axis)
+    inputs = x.channels(axis)
+    hidden = _depthwise_labels(inputs, layer.depth_multiplier)
+    filters = call.new_channels(layer.filters)
+    positions = _num_positions(call.output_shapes[0], axis)
+    call.weight(layer.depthwise_kernel, {rank - 2: inputs}, positions=positions)
+    call.weight(
+        layer.pointwise_kernel,
+        {rank - 2: hidden, rank - 1: filters},
+        (rank - 2,),
+        positions,
+    )
+    call.weight(layer.bias, {0: filters})
+    call.resize("filters", filters)
+    apply_activation(call, filters)
+    return call.output({axis: filters})

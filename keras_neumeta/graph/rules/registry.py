@@ -1,0 +1,199 @@
+"""The registry of layer rules."""
+
+import keras
+
+_RULES: dict = {}  # class -> rule
+_NAMED_RULES: dict = {}  # name of a class that Keras does not export -> rule
+_ELEMENTWISE: set = set()
+
+
+def register_rule(*layer_classes):
+    """Decorator that registers a rule for one or more layer classes.
+
+    A later registration replaces an earlier one, so a user can also replace
+    a built-in rule. Rules reach subclasses that do not override `call` or
+    `build`.
+
+    Args:
+        layer_classes: Classes of `keras.layers.Layer`.
+
+    Returns:
+        The decorator, which returns the rule unchanged.
+
+    Raises:
+        TypeError: If an argument is not a class.
+
+    Example:
+
+    ```python
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+        def call(self, x):
+            return x * self.scale
+
+    @keras_neumeta.register_rule(Scale)
+    def scale_rule(call):
+        (x,) = call.inputs
+        call.weight(call.layer.scale, {0: x.channels(-1)})
+        return call.output({-1: x.channels(-1)})
+    ```
+    """
+    for layer_class in layer_classes:
+        if not isinstance(layer_class, type):
+            raise TypeError(
+                "Argument `layer_classes` of `register_rule` must be classes, "
+                f"as in `@register_rule(MyLayer)`. Received: {layer_class!r}"
+            )
+
+    def decorator(rule):
+        for layer_class in layer_classes:
+            _RULES[layer_class] = rule
+        return rule
+
+    return decorator
+
+
+def register_named(*names):
+    """Like `register_rule`, for classes that Keras does not export.
+
+    These are the operations behind `keras.ops` and the layers that
+    `keras.applications` keeps to itself.
+
+    Args:
+        names: Names of classes inside Keras.
+    """
+
+    def decorator(rule):
+        for name in names:
+            _NAMED_RULES[name] = rule
+        return rule
+
+    return decorator
+
+
+def register_elementwise(*functions):
+    """Says that activation functions act on each value alone.
+
+    An activation that the library does not know freezes the channels that it
+    touches, since it might mix them (as softmax does).
+
+    Args:
+        functions: Activation functions, as given to a layer.
+
+    Example:
+
+    ```python
+    def soft_clip(x):
+        return keras.ops.tanh(x / 3) * 3
+
+    keras_neumeta.register_elementwise(soft_clip)
+    ```
+    """
+    _ELEMENTWISE.update(functions)
+
+
+def find_rule(layer):
+    """The rule for a layer or operation, or `None`."""
+    for layer_class in type(layer).__mro__:
+        if layer_class in _RULES:
+            same = all(
+                getattr(type(layer), method, None)
+                is getattr(layer_class, method, None)
+                for method in ("call", "build")
+            )
+            return _RULES[layer_class] if same else None
+    if type(layer).__module__.startswith("keras.src."):
+        return _NAMED_RULES.get(type(layer).__name__)
+    return None
+
+
+def layer_classes(*names):
+    """The Keras layers of these names that this version has."""
+    return [
+        getattr(keras.layers, name)
+        for name in names
+        if hasattr(keras.layers, name)
+    ]
+
+
+register_elementwise(
+    *(
+        getattr(keras.activations, name)
+        for name in (
+            "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu "
+            "hard_tanh leaky_relu linear log_sigmoid mish relu relu6 selu "
+            "sigmoid silu soft_shrink softplus softsign sparse_plus squareplus "
+            "tanh tanh_shrink threshold"
+        ).split()
+        if hasattr(keras.activations, name)
+    )
+)
+
+
+def is_elementwise(activation):
+    """Whether an activation is known to act on each value alone."""
+    if activation is None or activation in _ELEMENTWISE:
+        return True
+    return (
+        isinstance(activation, keras.layers.Layer)
+        and type(activation) in ELEMENTWISE_LAYERS
+    )
+
+
+ELEMENTWISE_LAYERS = layer_classes(
+    "ReLU",
+    "LeakyReLU",
+    "ELU",
+    "Identity",
+    "Dropout",
+    "AlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "ActivityRegularization",
+)
+
+
+# What several rules need
+
+
+def apply_activation(call, labels):
+    """Freezes the channels that a layer's activation may mix."""
+    activation = getattr(call.layer, "activation", None)
+    if not is_elementwise(activation):
+        name = getattr(activation, "__name__", type(activation).__name__)
+        call.freeze(
+            labels,
+            f"activation '{name}' of layer '{call.layer.name}' is not known "
+            "to act on each channel alone",
+        )
+
+
+def channel_axis(layer, rank):
+    """The channel axis by `data_format`, from the front."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return 1 if first else rank - 1
+
+
+def other_axes(x, axis):
+    """Labels of the axes other than `axis`, for layers that keep them."""
+    axis = axis % len(x.shape)
+    return {n: value for n, value in x.labels.items() if n != axis}
+
+
+def freeze_axes(call, x, axes):
+    """Freezes the labels of some axes, which the layer treats as positions."""
+    for axis in axes:
+        call.freeze(
+            x.channels(axis),
+            f"layer '{call.layer.name}' treats them as positions",
+        )
+
+
+def freeze_positions(call, x, axis):
+    """Freezes the labels of all axes but the channel axis."""
+    freeze_axes(call, x, [n for n in x.labels if n != axis % len(x.shape)])

@@ -1,0 +1,247 @@
+"""Sizes: channels per group, from a ratio, names or a budget."""
+
+import fnmatch
+
+import numpy as np
+
+
+def check_ratio(ratio, limit=1.0):
+    """Returns `ratio` as a float, or raises."""
+    bounds = "(0, 1]" if limit == 1.0 else "(0, 1] or above"
+    if isinstance(ratio, bool) or not isinstance(
+        ratio, int | float | np.integer | np.floating
+    ):
+        raise TypeError(
+            "Argument `ratio` (the kept width) must be a number in "
+            f"{bounds}. Received: ratio={ratio!r} of type "
+            f"{type(ratio).__name__}"
+        )
+    ratio = float(ratio)
+    if not 0.0 < ratio <= limit or ratio == np.inf:
+        raise ValueError(
+            f"Argument `ratio` (the kept width) must be in {bounds}: 1.0 is "
+            "the full size, 0.25 a quarter of every width. Received: "
+            f"ratio={ratio}"
+        )
+    return ratio
+
+
+def check_divisor(divisor):
+    if isinstance(divisor, bool) or not isinstance(divisor, int | np.integer):
+        raise TypeError(
+            "Argument `divisor` must be an integer of at least 1. "
+            f"Received: divisor={divisor!r}"
+        )
+    if divisor < 1:
+        raise ValueError(
+            "Argument `divisor` must be at least 1. "
+            f"Received: divisor={divisor}"
+        )
+    return int(divisor)
+
+
+def sizes_from_ratio(graph, ratio, divisor=1, limit=1.0):
+    """See `ChannelGraph.sizes`."""
+    divisor = check_divisor(divisor)
+    if isinstance(ratio, dict):
+        chosen = _match(graph, ratio, "ratio")
+        ratios = [chosen.get(group.index, 1.0) for group in graph.groups]
+        ratios = [check_ratio(value, limit) for value in ratios]
+        for group, value in zip(graph.groups, ratios):
+            if not group.morphable and value != 1.0:
+                raise ValueError(_frozen_message(group, "ratio", value))
+    else:
+        ratios = [check_ratio(ratio, limit)] * len(graph.groups)
+    return tuple(
+        _scaled(group.num_channels, value, divisor)
+        if group.morphable
+        else group.num_channels
+        for group, value in zip(graph.groups, ratios, strict=True)
+    )
+
+
+def _scaled(full, ratio, divisor):
+    # A group of one channel stays: others may be broadcast along it.
+    if ratio == 1.0 or full == 1:
+        return full
+    size = max(int(np.rint(ratio * full / divisor)), 1) * divisor
+    return size if ratio > 1.0 else min(size, full)
+
+
+def sizes_from_names(graph, sizes, limit=1.0):
+    """Channels per group, from a dict or a sequence of all of them.
+
+    Args:
+        graph: `ChannelGraph`.
+        sizes: Dict from group name, layer name or pattern to a number of
+            channels, or one number per group.
+        limit: Largest multiple of the full size.
+
+    Returns:
+        Tuple of integers, one per group.
+    """
+    if isinstance(sizes, dict):
+        chosen = _match(graph, sizes, "sizes")
+    else:
+        chosen = dict(enumerate(sizes))
+        if len(chosen) != len(graph.groups):
+            raise ValueError(
+                f"Argument `sizes` must have one number for each of the "
+                f"{len(graph.groups)} groups of '{graph.model.name}' (see "
+                f"`trace(model).summary()`), or be a dict. Received "
+                f"{len(chosen)} numbers."
+            )
+    result = []
+    for group in graph.groups:
+        full = group.num_channels
+        size = chosen.get(group.index, full)
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise TypeError(
+                f"Argument `sizes` must hold integers. Received: {size!r} "
+                f"for group '{group.name}'"
+            )
+        if not 1 <= size <= full * limit:
+            raise ValueError(
+                f"Argument `sizes` gives group '{group.name}' {size} "
+                f"channels; it must have 1 to {full * limit:g}."
+            )
+        if size != full and not group.morphable:
+            raise ValueError(_frozen_message(group, "sizes", size))
+        result.append(int(size))
+    return tuple(result)
+
+
+def _frozen_message(group, argument, value):
+    return (
+        f"Argument `{argument}` asks for {value} of group '{group.name}', "
+        f"which cannot change: {group.frozen}."
+    )
+
+
+def _match(graph, values, argument):
+    """Dict from group index to the value that names or patterns give it.
+
+    A group goes by its own name and by the layers that make its channels.
+    Later patterns override earlier ones; two names that contradict each
+    other are an error, since their channels are tied.
+    """
+    exact: dict = {}
+    result = {}
+    for pattern, value in values.items():
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"Argument `{argument}` must be a dict from names or "
+                f"patterns. Received: {pattern!r}"
+            )
+        is_pattern = any(sign in pattern for sign in "*?[")
+        found = [
+            group
+            for group in graph.groups
+            if fnmatch.filter({group.name, *group.makers}, pattern)
+        ]
+        if argument == "sizes" and not is_pattern:
+            own = [group for group in found if group.name == pattern]
+            found = own or found
+        if not found:
+            known = sorted({n for g in graph.groups for n in g.makers})
+            raise ValueError(
+                f"Argument `{argument}`: no layer of '{graph.model.name}' "
+                f"that makes channels is called '{pattern}'. Such layers: "
+                f"{known}"
+            )
+        # A pattern may reach frozen groups too, which stay.
+        if any(group.morphable for group in found):
+            found = [group for group in found if group.morphable]
+        for group in found:
+            if not is_pattern:
+                other, same = exact.setdefault(group.index, (pattern, value))
+                if same != value:
+                    raise ValueError(
+                        f"Argument `{argument}` gives '{other}' {same} and "
+                        f"'{pattern}' {value}, but their channels are tied "
+                        f"(group '{group.name}', made by "
+                        f"{list(group.makers)})."
+                    )
+            result[group.index] = value
+    return result
+
+
+def sizes_within(graph, params=None, macs=None, divisor=1):
+    """The sizes of the largest uniform ratio within a budget.
+
+    Args:
+        graph: `ChannelGraph`.
+        params, macs: At most so many parameters and multiply-accumulates: an
+            integer, or a float in (0, 1] for a share of the target's.
+        divisor: As for `ChannelGraph.sizes`.
+
+    Returns:
+        Tuple of integers, one per group.
+
+    Raises:
+        ValueError: If the smallest size is above the budget.
+    """
+    divisor = check_divisor(divisor)
+    budgets = []
+    for name, value, count in (
+        ("params", params, graph.count_params),
+        ("macs", macs, graph.count_macs),
+    ):
+        if value is not None:
+            budgets.append((name, _budget(name, value, count()), count))
+    # Sizes change where a ratio passes a half of the divisor.
+    bounds = {1.0}
+    for group in graph.morphable_groups:
+        full = group.num_channels
+        halves = (np.arange(1, full // divisor + 1) + 0.5) * divisor / full
+        bounds.update(halves[halves < 1.0].tolist())
+    ordered = np.array([0.0, *sorted(bounds)])
+    ratios = [*((ordered[1:] + ordered[:-1]) / 2).tolist(), 1.0]
+
+    def excess(ratio):
+        sizes = sizes_from_ratio(graph, ratio, divisor)
+        return [
+            (name, limit, count(sizes))
+            for name, limit, count in budgets
+            if count(sizes) > limit
+        ]
+
+    above = excess(ratios[0])
+    if above:
+        name, limit, least = above[0]
+        raise ValueError(
+            f"Argument `{name}`: the smallest size of '{graph.model.name}' "
+            f"has {least:,}, which is above {limit:,}. Received: "
+            f"{name}={params if name == 'params' else macs}"
+        )
+    low, high = 0, len(ratios)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if excess(ratios[middle]):
+            high = middle
+        else:
+            low = middle
+    return sizes_from_ratio(graph, ratios[low], divisor)
+
+
+def _budget(name, value, full):
+    if isinstance(value, bool) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        raise TypeError(
+            f"Argument `{name}` must be an integer, or a float in (0, 1] for "
+            f"a share of the target's {full:,}. Received: {name}={value!r}"
+        )
+    if isinstance(value, float | np.floating):
+        if not 0.0 < value <= 1.0:
+            raise ValueError(
+                f"Argument `{name}` must be an integer, or a float in (0, 1] "
+                f"for a share of the target's {full:,}. Received: "
+                f"{name}={value}"
+            )
+        return int(value * full)
+    if value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be at least 1. Received: {name}={value}"
+        )
+    return int(value)
