@@ -3,6 +3,8 @@
 from keras_neumeta.calibration import calibrate as calibrate
 from keras_neumeta.fields import AnchoredField as AnchoredField
 from keras_neumeta.fields import ImplicitField as ImplicitField
+from keras_neumeta.fields import IntegralField as IntegralField
+from keras_neumeta.fields import SlimmableField as SlimmableField
 from keras_neumeta.fields import WeightField as WeightField
 from keras_neumeta.graph import ChannelGraph as ChannelGraph
 from keras_neumeta.graph import ChannelGroup as ChannelGroup
@@ -16,9 +18,11 @@ from keras_neumeta.samplers import Discrete as Discrete
 from keras_neumeta.samplers import Independent as Independent
 from keras_neumeta.samplers import Sandwich as Sandwich
 from keras_neumeta.samplers import SizeSampler as SizeSampler
+from keras_neumeta.samplers import Switches as Switches
 from keras_neumeta.samplers import Uniform as Uniform
 from keras_neumeta.smoothing import fold_batch_norm as fold_batch_norm
 from keras_neumeta.smoothing import smooth as smooth
+from keras_neumeta.smoothing import sort_channels as sort_channels
 from keras_neumeta.smoothing import total_variation as total_variation
 from keras_neumeta.sweep import Sweep as Sweep
 from keras_neumeta.sweep import sweep as sweep

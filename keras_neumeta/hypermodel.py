@@ -7,16 +7,28 @@ from keras import ops
 from keras_neumeta import samplers
 from keras_neumeta.backends import GradientStep
 from keras_neumeta.distillation import distillation_losses, per_output
-from keras_neumeta.fields import AnchoredField, ImplicitField, WeightField
+from keras_neumeta.fields import (
+    AnchoredField,
+    ImplicitField,
+    IntegralField,
+    SlimmableField,
+    WeightField,
+)
 from keras_neumeta.fields.interpolation import is_static
 from keras_neumeta.graph import assign, resize, trace
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
 from keras_neumeta.smoothing import smooth as smooth_channels
+from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
 
-_FIELDS = {"anchored": AnchoredField, "implicit": ImplicitField}
+_FIELDS = {
+    "anchored": AnchoredField,
+    "implicit": ImplicitField,
+    "integral": IntegralField,
+    "slimmable": SlimmableField,
+}
 _SAMPLERS = {
     "sandwich": samplers.Sandwich,
     "uniform": samplers.Uniform,
@@ -40,7 +52,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     Args:
         model: The target: a built Sequential or functional `keras.Model`,
             trained or not.
-        field: A `WeightField`, `"anchored"` or `"implicit"`.
+        field: A `WeightField`, or `"anchored"`, `"implicit"`, `"slimmable"`,
+            `"integral"`.
         sampler: A `SizeSampler`, `"sandwich"`, `"uniform"`, or
             `"independent"` to train for a ratio per channel group.
         layers: The layers whose channels may change: names, patterns such as
@@ -55,8 +68,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             weights.
         noise: Coordinate noise while training: uniform within this many
             channels (1 as published, 0 for none). The full size gets none.
-        smooth: Whether to permute the target's channels along a shortest
-            path first (`keras_neumeta.smooth`).
+        smooth: Whether to permute the target's channels first: along a
+            shortest path (`keras_neumeta.smooth`), or in the order that the
+            field asks for.
         distillation_loss: `"auto"` (soft cross-entropy where the compiled
             loss is a cross-entropy, else the mean squared error), or a
             function or `keras.losses.Loss` of the teacher's and the
@@ -136,7 +150,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
         target = resize(graph, graph.full_sizes)
         assign(target, [ops.convert_to_numpy(v) for v in model.variables])
-        if smooth:
+        if smooth and field.channel_order == "importance":
+            target = sort_channels(target, layers=layers)
+        elif smooth:
             target = smooth_channels(target, layers=layers)
         target.compiled = False
         self.graph = trace(target, layers)

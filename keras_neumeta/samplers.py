@@ -168,6 +168,35 @@ class Discrete(SizeSampler):
 
 
 @register_serializable
+class Switches(SizeSampler):
+    """The same few ratios in every step, each at its physical size.
+
+    Source: Slimmable Neural Networks (Yu et al., ICLR 2019).
+
+    Args:
+        ratios: Ratios in (0, 1].
+    """
+
+    def __init__(self, ratios=(1.0, 0.75, 0.5, 0.25), seed=None, **kwargs):
+        self.ratios = sorted({check_ratio(r) for r in ratios}, reverse=True)
+        if not self.ratios:
+            raise ValueError("Argument `ratios` must not be empty.")
+        self.min_ratio, self.max_ratio = self.ratios[-1], self.ratios[0]
+        self.num_sizes = len(self.ratios)
+        super().__init__(0, seed, **kwargs)
+
+    @property
+    def static_ratios(self):
+        return tuple(self.ratios)
+
+    def sample(self):
+        return list(self.ratios)
+
+    def get_config(self):
+        return {**super().get_config(), "ratios": self.ratios}
+
+
+@register_serializable
 class Sandwich(SizeSampler):
     """The largest, the smallest and some random ratios each step.
 

@@ -127,7 +127,8 @@ def test_weights_without_channels_and_frozen_layers_are_held(field):
     words = array(full.get_layer("words").embeddings)
     moved = words - array(model.get_layer("words").embeddings)
     assert 0 < np.abs(moved).max() < 0.5
-    assert hyper.field.count_params() < 80_000
+    # No network has a row of 300 words to make.
+    assert hyper.field.count_params() < 110_000
     assert hyper.morph(0.5)(x).shape == (32, 3)
 
 

@@ -4,12 +4,14 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.fields.correction import SizeCorrection
+from keras_neumeta.fields.curves import SizeCurves
 from keras_neumeta.fields.interpolation import (
     KERNELS,
     interpolate_weights,
     is_static,
 )
 from keras_neumeta.fields.weight_field import WeightField
+from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.serialization import register_serializable
 
 
@@ -38,6 +40,8 @@ class AnchoredField(WeightField):
             kernels and shifts biases, gamma and beta. Default: `None`, since
             it did not pay where it was measured
             (`benchmarks/results/field_ablation.json`).
+        size_knots: Ratios in (0, 1) at which biases, gamma and beta have
+            values of their own, linear in between. Default: none.
         seed: Seed of the correction's initial values.
 
     Example:
@@ -53,6 +57,7 @@ class AnchoredField(WeightField):
         interpolation="linear",
         stretch=1.0,
         correction=None,
+        size_knots=(),
         seed=None,
         **kwargs,
     ):
@@ -75,10 +80,27 @@ class AnchoredField(WeightField):
         self.interpolation = interpolation
         self.stretch = float(stretch)
         self.correction = correction
+        self.size_knots = [check_ratio(ratio) for ratio in size_knots]
+        if self.size_knots != sorted(set(self.size_knots) - {1.0}):
+            raise ValueError(
+                "Argument `size_knots` must hold rising ratios below 1. "
+                f"Received: size_knots={size_knots!r}"
+            )
         self.seed = seed
         self.size_correction = (
             SizeCorrection(seed=seed, name="size_correction")
             if correction == "gain"
+            else None
+        )
+        self.size_curves = (
+            SizeCurves(
+                self.size_knots,
+                interpolation,
+                self.stretch,
+                dtype="float32",
+                name="size_curves",
+            )
+            if self.size_knots
             else None
         )
 
@@ -97,6 +119,8 @@ class AnchoredField(WeightField):
             self.control_points.append(variable)
         if self.size_correction is not None:
             self.size_correction.attach(graph, self.layouts)
+        if self.size_curves is not None:
+            self.size_curves.attach(graph, self.layouts)
 
     def generate(self, sizes, offsets=None):
         full = self.graph.full_sizes
@@ -114,6 +138,9 @@ class AnchoredField(WeightField):
         for index, correction in self._corrections(sizes).items():
             points = self.control_points[index]
             weights[index] = _correct(points, weights[index], *correction)
+        if self.size_curves is not None:
+            for index, value in self.size_curves.generate(sizes).items():
+                weights[index] = weights[index] + value
         return weights
 
     @property
@@ -151,6 +178,7 @@ class AnchoredField(WeightField):
             "interpolation": self.interpolation,
             "stretch": self.stretch,
             "correction": self.correction,
+            "size_knots": self.size_knots,
             "seed": self.seed,
         }
 

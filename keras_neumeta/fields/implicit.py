@@ -31,8 +31,9 @@ class ImplicitField(WeightField):
     All networks and all coordinates are one batched computation: the rows are
     cut into blocks that share a network.
 
-    Weights that do not train, or hold no channels that the graph knows (an
-    embedding, a recurrent layer), stay plain weights at the target's values.
+    Weights that do not train, hold no channels that the graph knows (a layer
+    without a rule) or are looked up (an embedding) stay plain weights, started
+    at the target's values.
 
     Source: Neural Metamorphosis (Yang and Wang, ECCV 2024, arXiv 2410.11878),
     section 3. Unlike there, kernels are standardized, the inputs of the

@@ -17,6 +17,8 @@ class WeightField(keras.layers.Layer):
         graph: The `ChannelGraph` that the field is attached to, or `None`.
         layouts: The `VariableLayout`s of the weights that it generates.
         extrapolates: Whether it can generate sizes above the full one.
+        channel_order: The order of the channels that suits the field: `"path"`
+            (neighbours are alike) or `"importance"` (the largest first).
         stretch: Exponent of the positions at which smaller sizes read the
             channels (1 for relative positions), for the statistics.
     """
@@ -24,6 +26,8 @@ class WeightField(keras.layers.Layer):
     stretch = 1.0
     # Whether sizes above the full one can be generated: an extrapolation.
     extrapolates = False
+    # How the channels are ordered first: "path" or "importance".
+    channel_order = "path"
 
     def __init__(self, **kwargs):
         # Weights are generated in full precision; the target's own layers

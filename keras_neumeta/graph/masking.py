@@ -35,7 +35,7 @@ def masked_clone(make, layer, compute, lengths):
         variables.
     """
     if not isinstance(layer, keras.layers.Layer):
-        return _MaskedOperation(make(type(layer)), compute, lengths)
+        return MaskedOperation(make(type(layer)), compute, lengths)
     kind = type(layer)
 
     @functools.wraps(kind.call)
@@ -68,16 +68,39 @@ def _presence(layer, lengths):
     ]
 
 
-class _MaskedOperation(keras.layers.Layer):
+class MaskedOperation(keras.layers.Layer):
+    """An operation as a layer, so that it can have variables."""
+
     def __init__(self, operation, compute, lengths):
         super().__init__(autocast=False)
-        # Operations take numbers too, as in `x / 2`.
-        self._allow_non_tensor_positional_args = True
         self.operation = operation
         self.compute = compute
         self.presence = _presence(self, lengths)
+        self.supports_masking = True
 
-    def call(self, *args, **kwargs):
+    def compute_mask(self, inputs, previous_mask):
+        return None  # operations pass none on
+
+    def place(self, args, kwargs):
+        """Puts the operation into a graph, with these arguments.
+
+        Layers take tensors only; the other arguments are kept here.
+        """
+        self.arguments = args, kwargs
+        return self(
+            [
+                x
+                for x in keras.tree.flatten((args, kwargs))
+                if isinstance(x, keras.KerasTensor)
+            ]
+        )
+
+    def call(self, tensors):
+        tensors = iter(tensors)
+        args, kwargs = keras.tree.map_structure(
+            lambda x: next(tensors) if isinstance(x, keras.KerasTensor) else x,
+            self.arguments,
+        )
         present = [ops.convert_to_tensor(v) for v in self.presence]
         return self.compute(
             self.operation, self.operation, present, *args, **kwargs

@@ -6,7 +6,7 @@ import keras
 
 from keras_neumeta.graph.channel_graph import is_graph
 from keras_neumeta.graph.layout import Axis
-from keras_neumeta.graph.masking import masked_clone
+from keras_neumeta.graph.masking import MaskedOperation, masked_clone
 from keras_neumeta.graph.tracer import map_entries
 
 
@@ -102,6 +102,8 @@ class _Cloner:
     def _call(self, layer, *args, **kwargs):
         resized = self._arguments.get(id(layer), {})
         args = [resized.get(n, value) for n, value in enumerate(args)]
+        if isinstance(layer, MaskedOperation):
+            return layer.place(args, kwargs)
         return layer(*args, **kwargs)
 
     def _clone_nested(self, model, shapes):

@@ -96,13 +96,46 @@ def smooth(model, seed=0, verbose="auto", layers=None, effort=1.0):
         )
         if path_length(distances, order) < path_length(distances):
             permutations[group.index] = order
-    smoothed = resize(graph, graph.full_sizes)
+    return _permuted(graph, values, permutations)
+
+
+def sort_channels(model, layers=None):
+    """Orders each channel group by importance: falling L1 norm.
+
+    For fields that read the leading slice (`SlimmableField`).
+
+    Args:
+        model: Built Sequential or functional `keras.Model`; not changed.
+        layers: The layers whose channels may be permuted; see `trace`.
+            Default: all.
+
+    Returns:
+        A new model with the same function.
+
+    Example:
+
+    ```python
+    ordered = keras_neumeta.sort_channels(model)
+    ```
+    """
+    graph = trace(model, layers)
+    values = [ops.convert_to_numpy(v) for v in model.variables]
+    permutations = {}
+    for group in graph.morphable_groups:
+        norms = np.abs(channel_rows(graph, group, values)).sum(axis=1)
+        permutations[group.index] = np.argsort(-norms, kind="stable")
+    return _permuted(graph, values, permutations)
+
+
+def _permuted(graph, values, permutations):
+    """The network with its channels in a new order."""
+    result = resize(graph, graph.full_sizes)
     for index, layout in enumerate(graph.layouts):
         for number, axis in layout.axes.items():
             places = axis.permute(permutations)
             values[index] = np.take(values[index], places, axis=number)
-    assign(smoothed, values)
-    return smoothed
+    assign(result, values)
+    return result
 
 
 def channel_rows(graph, group, values):

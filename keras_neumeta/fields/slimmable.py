@@ -1,0 +1,42 @@
+"""`SlimmableField`: a smaller network is the leading slice of the full one."""
+
+from keras_neumeta.fields.anchored import AnchoredField
+from keras_neumeta.serialization import register_serializable
+
+
+@register_serializable
+class SlimmableField(AnchoredField):
+    """The leading channels of each group, as in slimmable networks.
+
+    The field of Universally Slimmable Networks (Yu and Huang, ICCV 2019): with
+    the `Sandwich` sampler and in-place distillation, as by default, and
+    statistics per size, it is their method. With `switches` and
+    `Switches(switches)` as the sampler it is the original of four widths (Yu
+    et al., ICLR 2019), where each width has its own gamma and beta.
+
+    Channels are ordered by importance first (L1 norm, the largest first),
+    unless the hypermodel's `smooth` is off.
+
+    Args:
+        switches: Ratios, each with vectors (gamma, beta, biases) of its own.
+
+    Example:
+
+    ```python
+    field = keras_neumeta.SlimmableField()
+    hyper = keras_neumeta.ManifoldHyperModel(model, field=field)
+    ```
+    """
+
+    channel_order = "importance"
+
+    def __init__(self, switches=None, seed=None, **kwargs):
+        knots = sorted(float(r) for r in switches or () if r < 1.0)
+        super().__init__(stretch=0.0, size_knots=knots, seed=seed, **kwargs)
+        self.switches = None if switches is None else list(switches)
+
+    def get_config(self):
+        config = super().get_config()
+        for key in ("interpolation", "stretch", "correction", "size_knots"):
+            del config[key]
+        return {**config, "switches": self.switches}
