@@ -1,5 +1,6 @@
 """One network, every size of itself: neural metamorphosis for Keras 3."""
 
+from keras_neumeta import models as models
 from keras_neumeta.calibration import calibrate as calibrate
 from keras_neumeta.fields import AnchoredField as AnchoredField
 from keras_neumeta.fields import ImplicitField as ImplicitField
@@ -12,6 +13,7 @@ from keras_neumeta.graph import register_elementwise as register_elementwise
 from keras_neumeta.graph import register_rule as register_rule
 from keras_neumeta.graph import trace as trace
 from keras_neumeta.hypermodel import ManifoldHyperModel as ManifoldHyperModel
+from keras_neumeta.pruning import channel_importance as channel_importance
 from keras_neumeta.pruning import cut as cut
 from keras_neumeta.pruning import largest_channels as largest_channels
 from keras_neumeta.samplers import Discrete as Discrete

@@ -2,17 +2,21 @@
 """One thin adapter per backend: who takes gradients and who applies them.
 
 Each module holds a class `GradientStep` with a `train_step`, mixed into
-`ManifoldHyperModel`. Everything else is backend-neutral.
+`ManifoldHyperModel`, and a function `gradients` for a plain model. Everything
+else is backend-neutral.
 """
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
     from keras_neumeta.backends.tensorflow import GradientStep as GradientStep
+    from keras_neumeta.backends.tensorflow import gradients as gradients
 elif keras.backend.backend() == "jax":
     from keras_neumeta.backends.jax import GradientStep as GradientStep
+    from keras_neumeta.backends.jax import gradients as gradients
 elif keras.backend.backend() == "torch":
     from keras_neumeta.backends.torch import GradientStep as GradientStep
+    from keras_neumeta.backends.torch import gradients as gradients
 else:
     raise ImportError(
         "keras_neumeta runs on the Keras backends 'tensorflow', 'jax' and "

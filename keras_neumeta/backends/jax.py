@@ -38,3 +38,14 @@ class GradientStep:
             logs = self.step_logs(x, y, y_pred, sample_weight)
         metrics = [scope.get_current_value(v) for v in self.metrics_variables]
         return logs, (trainable, non_trainable, optimizer_variables, metrics)
+
+
+def gradients(model, loss, x, y):
+    """Gradients of `loss(y, outputs)` for the trainable variables."""
+    others = [v.value for v in model.non_trainable_variables]
+
+    def function(trainable):
+        outputs, _ = model.stateless_call(trainable, others, x, training=False)
+        return loss(y, outputs)
+
+    return jax.grad(function)([v.value for v in model.trainable_variables])

@@ -14,3 +14,14 @@ class GradientStep:
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply_gradients(zip(gradients, variables))
         return self.step_logs(x, y, y_pred, sample_weight)
+
+
+def gradients(model, loss, x, y):
+    """Gradients of `loss(y, outputs)` for the trainable variables."""
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x, training=False))
+    return tape.gradient(
+        value,
+        [v.value for v in model.trainable_variables],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )

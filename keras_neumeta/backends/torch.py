@@ -15,3 +15,14 @@ class GradientStep:
         with torch.no_grad():
             self.optimizer.apply(gradients, variables)
         return self.step_logs(x, y, y_pred, sample_weight)
+
+
+def gradients(model, loss, x, y):
+    """Gradients of `loss(y, outputs)` for the trainable variables."""
+    variables = [v.value for v in model.trainable_variables]
+    return torch.autograd.grad(
+        loss(y, model(x, training=False)),
+        variables,
+        allow_unused=True,
+        materialize_grads=True,
+    )

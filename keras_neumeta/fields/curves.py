@@ -98,18 +98,23 @@ class SizeCurves(keras.layers.Layer):
         full = np.array(self.graph.full_sizes, "float32")
         if is_static(sizes):
             kept = self.shares @ (np.array(sizes, "float32") / full)
-            return ops.convert_to_tensor(_hats(np, kept, self.ratios))
+            hats = _hats(np, kept, self.ratios[:-1], np.diff(self.ratios))
+            return ops.convert_to_tensor(hats)
         kept = ops.matmul(
             ops.convert_to_tensor(self.shares),
             ops.cast(sizes, "float32") / ops.convert_to_tensor(full),
         )
-        return _hats(ops, kept, self.ratios)
+        return _hats(
+            ops,
+            kept,
+            ops.convert_to_tensor(self.ratios[:-1]),
+            ops.convert_to_tensor(np.diff(self.ratios)),
+        )
 
 
-def _hats(xp, kept, ratios):
-    place = xp.clip(kept, ratios[0], ratios[-1])[:, None]
-    gaps = np.diff(ratios)
-    rise = (place - ratios[:-1]) / gaps
+def _hats(xp, kept, starts, gaps):
+    place = xp.clip(kept, starts[0], 1.0)[:, None]
+    rise = (place - starts) / gaps
     ones = xp.ones_like(place)
     left = xp.concatenate([ones, rise], axis=1)
     right = xp.concatenate([1.0 - rise, ones], axis=1)

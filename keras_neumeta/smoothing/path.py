@@ -36,7 +36,7 @@ def shortest_path(distances, *, seed=0, effort=1.0, progress=None):
         seed: Integer. Seed of the random part of the search. The same
             distances and seed always give the same order.
         effort: Length of the random part of the search, relative to the
-            usual one: 0 for a single descent.
+            usual one; 0 for the nearest neighbour path without any search.
         progress: Optional callable. It is called with the fraction of the
             search that is done, a few dozen times, the last time with 1.0.
 
@@ -164,6 +164,8 @@ def _exact_path(distances):
 
 def _search_path(distances, seed, effort, progress):
     """Iterated local search: kick, descend, keep what isn't longer."""
+    if not effort:
+        return _nearest_neighbor_path(distances)
     rng = random.Random(seed)
     tour = _Tour(distances)
     cities = list(tour.order)

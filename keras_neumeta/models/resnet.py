@@ -1,0 +1,153 @@
+"""Residual networks for small images.
+
+Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition"
+(CVPR 2016), section 4.2.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+
+
+def cifar_resnet(
+    depth=20,
+    num_classes=10,
+    widths=(16, 32, 64),
+    shortcut="conv",
+    input_shape=(32, 32, 3),
+    weights=None,
+    name=None,
+):
+    """ResNet20, 32, 44, 56, ... of three stages.
+
+    Args:
+        depth: Number of layers, `6 n + 2` for `n` blocks a stage.
+        num_classes: Number of logits.
+        widths: Channels of the three stages.
+        shortcut: Where the resolution halves: `"conv"` (a strided 1 x 1
+            convolution, option B) or `"pad"` (every second position, padded
+            with zero channels, option A, no parameters).
+        input_shape: Height, width and channels (RGB in 0..1).
+        weights: Path of an `.npz` file with pretrained weights in the names
+            `stem.conv.kernel`, `stage1.block0.bn1.gamma`, ... Default: random.
+        name: Name of the model. Default: `resnet20` and so on.
+
+    Returns:
+        A functional `keras.Model` with logits as output.
+
+    Raises:
+        ValueError: If `depth` is not `6 n + 2` or `shortcut` is unknown.
+
+    Example:
+
+    ```python
+    model = keras_neumeta.models.cifar_resnet(20)
+    ```
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(
+            "Argument `depth` must be 6 n + 2: 8, 14, 20, 32, 44, 56, ... "
+            f"Received: depth={depth}"
+        )
+    if shortcut not in ("conv", "pad"):
+        raise ValueError(
+            "Argument `shortcut` must be 'conv' or 'pad'. "
+            f"Received: shortcut={shortcut!r}"
+        )
+    inputs = keras.Input(input_shape)
+    x = inputs
+    if input_shape[-1] == len(MEAN):
+        x = layers.Rescaling(
+            scale=[1 / s for s in DEVIATION],
+            offset=[-m / s for m, s in zip(MEAN, DEVIATION)],
+            name="normalize",
+        )(x)
+    x = _conv_norm(x, widths[0], 3, 1, "stem.conv", "stem.bn")
+    x = layers.ReLU(name="stem.relu")(x)
+    for stage, width in enumerate(widths, 1):
+        for block in range(blocks):
+            strides = 2 if stage > 1 and block == 0 else 1
+            x = _block(
+                x, width, strides, shortcut, f"stage{stage}.block{block}"
+            )
+    x = layers.GlobalAveragePooling2D(name="head.pool")(x)
+    outputs = layers.Dense(num_classes, name="head.dense")(x)
+    model = keras.Model(inputs, outputs, name=name or f"resnet{depth}")
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _conv_norm(x, filters, kernel, strides, conv, norm):
+    if kernel > 1:
+        x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}.pad")(x)
+    x = layers.Conv2D(
+        filters,
+        kernel,
+        strides,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=conv,
+    )(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=norm)(x)
+
+
+def _block(x, width, strides, shortcut, name):
+    y = _conv_norm(x, width, 3, strides, f"{name}.conv1", f"{name}.bn1")
+    y = layers.ReLU(name=f"{name}.relu1")(y)
+    y = _conv_norm(y, width, 3, 1, f"{name}.conv2", f"{name}.bn2")
+    if strides > 1 or x.shape[-1] != width:
+        x = (
+            _conv_norm(
+                x, width, 1, strides, f"{name}.shortcut", f"{name}.shortcut.bn"
+            )
+            if shortcut == "conv"
+            else _padded(x, width, strides)
+        )
+    x = layers.Add(name=f"{name}.add")([y, x])
+    return layers.ReLU(name=f"{name}.relu2")(x)
+
+
+def _padded(x, width, strides):
+    missing = width - x.shape[-1]
+    before = missing // 2
+    x = x[:, ::strides, ::strides, :]
+    return ops.pad(x, [[0, 0], [0, 0], [0, 0], [before, missing - before]])
+
+
+def load_weights(model, path):
+    """Gives a model the arrays of an `.npz` file, by layer name.
+
+    Args:
+        model: Model whose layers are named as the arrays, without the name
+            of the variable.
+        path: Path of the file.
+
+    Raises:
+        ValueError: If an array is missing, too many, or of another shape;
+            the model is left as it was.
+    """
+    arrays = dict(np.load(path))
+    given = {
+        f"{layer.name}.{variable.name}": variable
+        for layer in model.layers
+        for variable in layer.variables
+    }
+    if set(arrays) != set(given):
+        raise ValueError(
+            f"Argument `weights`: '{path}' does not fit '{model.name}'. "
+            f"Missing: {sorted(set(given) - set(arrays))[:5]}, unknown: "
+            f"{sorted(set(arrays) - set(given))[:5]}"
+        )
+    for key, variable in given.items():
+        if arrays[key].shape != tuple(variable.shape):
+            raise ValueError(
+                f"Argument `weights`: '{key}' of '{path}' has shape "
+                f"{arrays[key].shape}; expected {tuple(variable.shape)}."
+            )
+    for key, variable in given.items():
+        variable.assign(arrays[key])
