@@ -226,7 +226,15 @@ def main():
         )
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result["rows"]))
+    text = table(result["rows"])
+    print(text)
+    options.output.with_suffix(".md").write_text(
+        "# Every architecture of `keras.applications`\n\n"
+        "Shares are of the full size. Seconds on "
+        f"{result['machine']}, {result['backend']}; smoothing with "
+        f"`effort={result['effort']:g}`, as the weights are random. Made by "
+        f"`benchmarks/applications.py` on {result['date']}.\n\n{text}\n"
+    )
 
 
 if __name__ == "__main__":

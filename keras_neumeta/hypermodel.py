@@ -546,6 +546,8 @@ def _check_target(graph):
             f"Argument `model`: no layer of '{model.name}' can change its "
             "number of channels, so there is no other size to learn. "
             f"Reasons per channel group:\n{reasons or '  no channels found'}"
+            "\nA layer without a rule can be given one: "
+            "`keras_neumeta.register_rule`."
         )
     for variable in model.variables:
         value = ops.convert_to_numpy(variable)

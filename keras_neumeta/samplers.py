@@ -272,6 +272,17 @@ class Independent(Sandwich):
         super().__init__(min_ratio, max_ratio, num_random, seed, **kwargs)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    # Keras saves no state of seed generators.
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        state = self.seed_generator.state
+        store["generator"] = ops.convert_to_numpy(state)
+
+    def load_own_variables(self, store):
+        self.seed_generator.state.assign(store["generator"])
+        own = {key: store[key] for key in store.keys() if key != "generator"}
+        super().load_own_variables(own)
+
     def sample(self):
         return [
             self.max_ratio,

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.fields.interpolation import (
-    group_sizes,
+    group_matrices,
     interpolation_matrix,
     is_static,
     result_axes,
@@ -95,15 +95,13 @@ class StatisticsField(keras.layers.Layer):
         Returns:
             List of tensors in the order of the layouts.
         """
-        numbers = group_sizes(self.graph, sizes)
-        matrices = {
-            group.index: interpolation_matrix(
-                numbers[group.index],
-                group.num_channels,
-                stretch=self.stretch,
-            )
-            for group in self.graph.groups
-        }
+        matrices = group_matrices(
+            self.graph,
+            sizes,
+            lambda number, group: interpolation_matrix(
+                number, group.num_channels, stretch=self.stretch
+            ),
+        )
         hats = self._hats(sizes)
         values = [None] * len(self.layouts)
         for number, bundle in enumerate(self.bundles):
@@ -125,12 +123,15 @@ class StatisticsField(keras.layers.Layer):
             before, after: Lists of tensors: the statistics as generated,
                 and after a training step at that size.
         """
-        numbers = group_sizes(self.graph, sizes)
-        matrices, reached = {}, {}
-        for group in self.graph.groups:
-            matrices[group.index], reached[group.index] = spreading_matrix(
-                numbers[group.index], group.num_channels, self.stretch
-            )
+        spread = group_matrices(
+            self.graph,
+            sizes,
+            lambda number, group: spreading_matrix(
+                number, group.num_channels, self.stretch
+            ),
+        )
+        matrices = {index: pair[0] for index, pair in spread.items()}
+        reached = {index: pair[1] for index, pair in spread.items()}
         hats = self._hats(sizes)
         for number, bundle in enumerate(self.bundles):
             old = ops.stack([before[index] for index in bundle])

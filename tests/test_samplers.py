@@ -3,9 +3,17 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from keras import layers, ops
 
-from keras_neumeta import Discrete, Sandwich, SizeSampler, Uniform
+from keras_neumeta import (
+    Discrete,
+    Independent,
+    ManifoldHyperModel,
+    Sandwich,
+    SizeSampler,
+    Uniform,
+    trace,
+)
 
 
 def draw(sampler, number):
@@ -116,6 +124,104 @@ def test_errors(make, error, message):
 def test_subclass_must_sample():
     with pytest.raises(NotImplementedError):
         SizeSampler(num_draws=1).sample()
+
+
+def target():
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(8, activation="relu", name="one"),
+            layers.Dense(12, activation="relu", name="two"),
+            layers.LayerNormalization(name="norm"),
+            layers.Dense(2, name="head"),
+        ]
+    )
+
+
+def draw_independent(sampler, number):
+    """Random ratios of a number of steps, `(number, random, groups)`."""
+    return np.array(
+        [
+            [ops.convert_to_numpy(r) for r in sampler.sample()[1:-1]]
+            for _ in range(number)
+        ]
+    )
+
+
+def test_independent_draws_every_group_by_itself():
+    sampler = Independent(0.25, 0.75, num_random=2, seed=0)
+    graph = trace(target())
+    sampler.attach(graph)
+    assert sampler.static_ratios == (0.75, 0.25)
+    first, *random, last = sampler.sample()
+    assert (first, last) == (0.75, 0.25)
+    assert [tuple(r.shape) for r in random] == [(len(graph.groups),)] * 2
+    ratios = draw_independent(sampler, 400).reshape(400, -1)
+    assert ratios.min() >= 0.25 and ratios.max() <= 0.75
+    assert ratios.min(0).max() < 0.28 and ratios.max(0).min() > 0.72
+    np.testing.assert_allclose(ratios.mean(0), 0.5, atol=0.03)
+    # 400 independent draws correlate by 0.05, of one ratio by 1.
+    correlation = np.corrcoef(ratios.T) - np.eye(ratios.shape[1])
+    assert np.abs(correlation).max() < 0.2
+
+
+def test_independent_is_seeded():
+    drawn = []
+    for seed in (1, 1, 2):
+        sampler = Independent(seed=seed)
+        sampler.attach(trace(target()))
+        drawn.append(draw_independent(sampler, 3))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+def test_independent_sizes_reach_the_step():
+    """Ratios per group become sizes per group; frozen groups stay."""
+    hyper = ManifoldHyperModel(target(), sampler="independent", seed=0)
+    assert isinstance(hyper.sampler, Independent)
+    sizes = np.array(
+        [
+            ops.convert_to_numpy(hyper.sizes_of(hyper.sampler.sample()[1]))
+            for _ in range(300)
+        ]
+    )
+    assert (sizes[:, 2] == 2).all()
+    assert set(sizes[:, 0]) == set(range(2, 9))
+    assert set(sizes[:, 1]) == set(range(3, 13))
+    # One ratio for all would leave no room for this.
+    assert ((sizes[:, 0] < 4) & (sizes[:, 1] > 8)).any()
+    assert ((sizes[:, 0] > 6) & (sizes[:, 1] < 6)).any()
+
+
+def test_independent_trains_saves_and_goes_on(tmp_path):
+    hyper = ManifoldHyperModel(
+        target(), sampler=Independent(num_random=2, seed=5), seed=0
+    )
+    hyper.compile("adam", "mse")
+    random = np.random.default_rng(0)
+    x = random.normal(size=(16, 3)).astype("float32")
+    y = random.normal(size=(16, 2)).astype("float32")
+    history = hyper.fit(x, y, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    hyper.save(tmp_path / "hyper.keras")
+    again = keras.saving.load_model(tmp_path / "hyper.keras")
+    assert isinstance(again.sampler, Independent)
+    assert again.sampler.num_random == 2
+    # The generator goes on where it was.
+    np.testing.assert_array_equal(
+        draw_independent(hyper.sampler, 3), draw_independent(again.sampler, 3)
+    )
+    fresh = Independent(num_random=2, seed=5)
+    fresh.attach(again.graph)
+    assert (
+        draw_independent(fresh, 3) != draw_independent(again.sampler, 3)
+    ).any()
+    small = {"one": 0.25, "two": 0.75}
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(hyper.morph(small)(x)),
+        ops.convert_to_numpy(again.morph(small)(x)),
+        atol=1e-6,
+    )
 
 
 def test_samplers_hold_no_trainable_state():

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.fields.interpolation import (
-    group_sizes,
+    group_matrices,
     interpolation_matrix,
     is_static,
     result_axes,
@@ -70,17 +70,17 @@ class SizeCurves(keras.layers.Layer):
             Dict from layout index to tensor.
         """
         hats = self._hats(sizes)
-        numbers = group_sizes(self.graph, sizes)
-        matrices = {
-            group.index: interpolation_matrix(
-                numbers[group.index],
+        matrices = group_matrices(
+            self.graph,
+            sizes,
+            lambda number, group: interpolation_matrix(
+                number,
                 group.num_channels,
                 None,
                 self.interpolation,
                 self.stretch,
-            )
-            for group in self.graph.groups
-        }
+            ),
+        )
         result = {}
         for row, index in enumerate(self.members):
             layout = self.layouts[index]

@@ -124,12 +124,12 @@ def transform_axis(value, number, axis, matrices, result_axis):
         value = ops.take(value, axis.order, axis=last)
     lead = tuple(value.shape[:-1])
     parts, start = [], 0
-    for piece in axis.pieces:
-        stop = start + piece.blocks * piece.num_channels
-        part = value[..., start:stop] if len(axis.pieces) > 1 else value
-        matrix = matrices[piece.group]
+    runs = _runs(axis.pieces, matrices)
+    for matrix, channels, length in runs:
+        stop = start + length
+        part = value[..., start:stop] if len(runs) > 1 else value
         if matrix is not None:
-            part = ops.reshape(part, (-1, piece.num_channels))
+            part = ops.reshape(part, (-1, channels))
             part = ops.matmul(part, matrix)
             part = ops.reshape(part, (*lead, -1))
         parts.append(part)
@@ -138,6 +138,49 @@ def transform_axis(value, number, axis, matrices, result_axis):
     if result_axis.inverse is not None:
         value = ops.take(value, result_axis.inverse, axis=last)
     return ops.moveaxis(value, last, number)
+
+
+def _runs(pieces, matrices):
+    """Neighbouring pieces that share a matrix, taken together.
+
+    Returns:
+        List of `(matrix, channels, positions)`.
+    """
+    runs: list = []
+    for piece in pieces:
+        matrix = matrices[piece.group]
+        length = piece.blocks * piece.num_channels
+        if (
+            runs
+            and runs[-1][0] is matrix
+            and (matrix is None or runs[-1][1] == piece.num_channels)
+        ):
+            length += runs.pop()[2]
+        runs.append((matrix, piece.num_channels, length))
+    return runs
+
+
+def group_matrices(graph, sizes, make):
+    """A matrix per group, one and the same for groups of equal sizes.
+
+    Args:
+        graph: `ChannelGraph`.
+        sizes: As for `WeightField.generate`.
+        make: Function `(number, group) -> matrix`.
+
+    Returns:
+        Dict from group index to matrix.
+    """
+    made: dict = {}
+    result = {}
+    for group, number in zip(graph.groups, group_sizes(graph, sizes)):
+        key = group.index
+        if isinstance(number, int):
+            key = number, group.num_channels
+        if key not in made:
+            made[key] = make(number, group)
+        result[group.index] = made[key]
+    return result
 
 
 def result_axes(graph, layout, sizes):
@@ -182,25 +225,38 @@ def interpolate_weights(
     Returns:
         List of tensors, as from `WeightField.generate`.
     """
-    numbers = group_sizes(graph, sizes)
-    matrices, scaled = {}, {}
-    for group in graph.groups:
-        number, full = numbers[group.index], group.num_channels
-        noisy = offsets is not None and group.morphable
-        matrix = interpolation_matrix(
-            number,
-            full,
-            offsets[group.index] if noisy else None,
-            kernel,
-            stretch,
+
+    def read(number, group):
+        return interpolation_matrix(
+            number, group.num_channels, None, kernel, stretch
         )
-        matrices[group.index] = scaled[group.index] = matrix
-        if matrix is not None:
-            if isinstance(number, int):
-                scale = float((full / number) ** stretch)
-            else:
-                scale = ops.power(full / ops.cast(number, "float32"), stretch)
-            scaled[group.index] = matrix * scale
+
+    def scale(number, group):
+        full = group.num_channels
+        if isinstance(number, int):
+            return float((full / number) ** stretch)
+        return ops.power(full / ops.cast(number, "float32"), stretch)
+
+    matrices = group_matrices(graph, sizes, read)
+    if offsets is not None:
+        numbers = group_sizes(graph, sizes)
+        for group in graph.morphable_groups:
+            matrices[group.index] = interpolation_matrix(
+                numbers[group.index],
+                group.num_channels,
+                offsets[group.index],
+                kernel,
+                stretch,
+            )
+    scales = group_matrices(graph, sizes, scale)
+    products: dict = {}
+    scaled = {}
+    for index, matrix in matrices.items():
+        if id(matrix) not in products:
+            products[id(matrix)] = (
+                None if matrix is None else matrix * scales[index]
+            )
+        scaled[index] = products[id(matrix)]
     weights = []
     for layout, value in zip(layouts, points):
         value = ops.convert_to_tensor(value)

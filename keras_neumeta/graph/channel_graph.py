@@ -134,11 +134,7 @@ class ChannelGraph:
     def count_macs(self, sizes=None):
         """Multiply-accumulates of kernels for one example at `sizes`."""
         sizes = self.full_sizes if sizes is None else sizes
-        return sum(
-            layout.positions * math.prod(layout.shape_at(sizes))
-            for layout in self.layouts
-            if layout.positions
-        )
+        return sum(layout.count_macs(sizes) for layout in self.layouts)
 
     def summary(self, print_fn=print):
         """Prints the groups: channels, layers, morphable or why not.
@@ -172,6 +168,11 @@ class ChannelGraph:
             f"({100 * self.morphable_share:.1f} %) are in variables that "
             "change."
         )
+        if any("has no rule" in (group.frozen or "") for group in self.groups):
+            lines.append(
+                "Layers without a rule can be given one: "
+                "`keras_neumeta.register_rule`."
+            )
         return "\n".join(lines)
 
 

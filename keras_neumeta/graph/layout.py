@@ -7,6 +7,7 @@ image repeats its channels once per position). Plain NumPy, no state.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -160,9 +161,11 @@ class VariableLayout:
             (moving statistics, which belong to a size) or `"state"`
             (seeds and the like, kept as they are).
         trainable: Whether the target trains it.
-        positions: How often one example uses each weight (output positions
-            of a convolution), for counting multiply-accumulates; 0 for
-            biases and the like.
+        uses: How often one example uses each weight, for counting
+            multiply-accumulates: for each call `(positions, axes)`, the
+            output positions of a convolution, say, times the channels of
+            these axes (of a Dense layer over positions). Empty for biases
+            and the like.
         summed: The axes that the layer sums over (input channels).
         minimum: Lower bound of a statistic (0 for a variance).
         table: Whether the rows of a weight are looked up (an embedding), so
@@ -174,7 +177,7 @@ class VariableLayout:
     axes: dict
     role: str
     trainable: bool
-    positions: int = 0
+    uses: tuple = ()
     summed: tuple = ()
     minimum: float = -np.inf
     table: bool = False
@@ -190,6 +193,14 @@ class VariableLayout:
         for number, axis in self.axes.items():
             shape[number] = axis.size_at(sizes)
         return tuple(shape)
+
+    def count_macs(self, sizes):
+        """Multiply-accumulates of one example at `sizes`."""
+        uses = sum(
+            positions * math.prod(axis.size_at(sizes) for axis in axes)
+            for positions, axes in self.uses
+        )
+        return uses * math.prod(self.shape_at(sizes))
 
     def slices(self, sizes):
         """Axis number and kept positions, for the axes that shrink."""

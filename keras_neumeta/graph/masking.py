@@ -95,12 +95,19 @@ class MaskedOperation(keras.layers.Layer):
             ]
         )
 
-    def call(self, tensors):
+    def _arguments_with(self, tensors):
         tensors = iter(tensors)
-        args, kwargs = keras.tree.map_structure(
+        return keras.tree.map_structure(
             lambda x: next(tensors) if isinstance(x, keras.KerasTensor) else x,
             self.arguments,
         )
+
+    def compute_output_spec(self, tensors):
+        args, kwargs = self._arguments_with(tensors)
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+    def call(self, tensors):
+        args, kwargs = self._arguments_with(tensors)
         present = [ops.convert_to_tensor(v) for v in self.presence]
         return self.compute(
             self.operation, self.operation, present, *args, **kwargs
@@ -147,8 +154,8 @@ def _constant(value, x):
     dtype = keras.backend.standardize_dtype(x.dtype)
     if isinstance(value, str):
         # Far from any value, yet finite in half precision.
-        value = 3e4 if dtype == "float16" else 1e9
-        value = value if value == "highest" else -value
+        far = 3e4 if dtype == "float16" else 1e9
+        value = far if value == "highest" else -far
     return ops.cast(value, dtype)
 
 

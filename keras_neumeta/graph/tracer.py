@@ -44,7 +44,7 @@ class _Registered:
     labels: dict
     summed: tuple
     role: str
-    positions: int
+    uses: list
     minimum: float = -np.inf
     table: bool = False
 
@@ -157,7 +157,15 @@ class LayerCall:
             for labels in x.labels.values():
                 self.freeze(labels, reason)
 
-    def weight(self, variable, labels, summed=(), positions=0, table=False):
+    def weight(
+        self,
+        variable,
+        labels,
+        summed=(),
+        positions=0,
+        along=(),
+        table=False,
+    ):
         """Says which channels the axes of a weight hold.
 
         Args:
@@ -167,6 +175,7 @@ class LayerCall:
             summed: The axes that the layer sums over: input channels.
             positions: How often one example uses each weight; 0 where it
                 is not multiplied (a bias).
+            along: List of labels, channels that multiply `positions`.
             table: Whether its rows are looked up, so that neighbours need
                 not be alike.
         """
@@ -176,7 +185,7 @@ class LayerCall:
             labels,
             summed,
             "weight",
-            positions * self._repeats,
+            [(positions * self._repeats, along)] if positions else [],
             table=table,
         )
 
@@ -188,7 +197,7 @@ class LayerCall:
             minimum: Lower bound of the values (0 for a variance).
         """
         self._tracer.register(
-            self._outer.name, variable, labels, (), "statistic", 0, minimum
+            self._outer.name, variable, labels, (), "statistic", [], minimum
         )
 
     def resize(self, argument, labels):
@@ -220,8 +229,6 @@ class LayerCall:
             compute: Function that computes the layer; see
                 `keras_neumeta.graph.masking`.
         """
-        if not labels:
-            return
         if self._outer is not self.layer or self.kwargs.keys() & {"inputs"}:
             for part in labels:
                 self.freeze(
@@ -230,7 +237,9 @@ class LayerCall:
                     "layer",
                 )
             return
-        self._tracer.mask(self.layer, labels, compute)
+        # Recorded without labels too: the layer may be shared.
+        ranks = [len(x.shape) for x in self.inputs]
+        self._tracer.mask(self.layer, labels, compute, ranks)
 
     def output(self, labels=None, index=0):
         """The `TracedTensor` of an output.
@@ -266,7 +275,7 @@ class Tracer:
         self._frozen = []  # (labels, reason)
         self._registered = {}  # id(variable) -> _Registered
         self._resizes = {}  # id(layer) -> {argument: entries}
-        self._masks = {}  # id(layer) -> (labels, compute)
+        self._masks = {}  # id(layer) -> (labels, compute, ranks)
 
     def new_labels(self, number, name):
         start = self._num_labels
@@ -289,7 +298,7 @@ class Tracer:
         labels,
         summed,
         role,
-        positions,
+        uses,
         minimum=-np.inf,
         table=False,
     ):
@@ -316,13 +325,13 @@ class Tracer:
                 labels,
                 tuple(summed),
                 role,
-                positions,
+                list(uses),
                 minimum,
                 table,
             )
             return
         # A shared layer: every call must see the same channels.
-        known.positions += positions
+        known.uses += uses
         for axis in set(labels) | set(known.labels):
             if axis in labels and axis in known.labels:
                 self.tie(labels[axis], known.labels[axis])
@@ -349,11 +358,18 @@ class Tracer:
             ]
             self.resize(model, index, entries)
 
-    def mask(self, layer, labels, compute):
-        if id(layer) in self._masks:
-            self._tie_calls(layer, self._masks[id(layer)][0], labels)
+    def mask(self, layer, labels, compute, ranks):
+        if id(layer) not in self._masks:
+            self._masks[id(layer)] = labels, compute, ranks
+            return
+        # One presence and one computation must fit all calls.
+        known, _, known_ranks = self._masks[id(layer)]
+        if ranks == known_ranks and [*map(len, labels)] == [*map(len, known)]:
+            for one, other in zip(known, labels):
+                self.tie(one, other)
         else:
-            self._masks[id(layer)] = labels, compute
+            for part in (*known, *labels):
+                self._freeze_shared(layer, part)
 
     def _tie_calls(self, layer, first, second):
         """A shared layer: every call must see the same channels."""
@@ -412,10 +428,12 @@ class Tracer:
         for entry in self._registered.values():
             for labels in entry.labels.values():
                 mark(labels)
-        for entries in (*self._resizes.values(), *self._masks.values()):
-            for part in leaves_of(entries):
-                if isinstance(part, np.ndarray):
-                    mark(part)
+        counted = leaves_of(list(self._resizes.values()))
+        for labels, *_ in self._masks.values():
+            counted += labels
+        for part in counted:
+            if isinstance(part, np.ndarray):
+                mark(part)
         for index in range(len(reasons)):
             mark_token = random.integers(1, 2**63, dtype="uint64")
             with np.errstate(over="ignore"):
@@ -480,7 +498,9 @@ class Tracer:
         }
         masks = {
             key: ([axis_of(part) for part in labels], compute)
-            for key, (labels, compute) in self._masks.items()
+            for key, (labels, compute, _) in self._masks.items()
+            # All channels of a frozen group are always present.
+            if any((frozen[channel_of[part]] < 0).any() for part in labels)
         }
         return groups, layouts, resizes, masks
 
@@ -526,7 +546,10 @@ class Tracer:
             axes,
             entry.role,
             variable.trainable,
-            entry.positions,
+            tuple(
+                (positions, tuple(map(axis_of, along)))
+                for positions, along in entry.uses
+            ),
             entry.summed,
             entry.minimum,
             entry.table,

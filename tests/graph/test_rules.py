@@ -7,33 +7,10 @@ from keras import layers, ops
 
 import keras_neumeta
 from keras_neumeta import trace
-from keras_neumeta.graph import resize, rules
+from keras_neumeta.graph import resize
+from keras_neumeta.graph.rules import registry as rules
 
-
-def groups(model):
-    """`{name: (channels, why frozen or None)}`, in order."""
-    return {g.name: (g.num_channels, g.frozen) for g in trace(model).groups}
-
-
-def check_half(model):
-    """Builds the network of half the width and runs it."""
-    graph = trace(model)
-    sizes = graph.sizes(0.5)
-    small = resize(graph, sizes)
-    for layout, variable in zip(graph.layouts, small.variables, strict=True):
-        assert layout.shape_at(sizes) == tuple(variable.shape)
-    x = [np.ones((1, *i.shape[1:]), "float32") for i in small.inputs]
-    outputs = small(x if len(x) > 1 else x[0])
-    for output in keras.tree.flatten(outputs):
-        assert np.isfinite(ops.convert_to_numpy(output)).all()
-    return graph, small
-
-
-def sequential(shape, *parts):
-    return keras.Sequential([keras.Input(shape), *parts])
-
-
-OUTPUT = "output of the model"
+from .equivalence import OUTPUT, check_half, groups, sequential
 
 
 def test_chain():
@@ -225,6 +202,70 @@ def test_grouped_conv_keeps_equally_many_per_block():
     assert conv.keep((1, 6, 2)).tolist() == [0, 4]
 
 
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_grouped_conv_of_each_channel(multiplier):
+    """As many groups as channels: a depthwise convolution."""
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(4, 1, name="conv")(inputs)
+    filters = 4 * multiplier
+    x = layers.Conv2D(filters, 3, groups=4, name="each")(x)
+    # Group by group: the first filters belong to the first channels.
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="head")(x))
+    assert groups(model) == {"conv": (4, None), "head": (2, OUTPUT)}
+    graph, small = check_half(model)
+    assert small.get_layer("each").groups == 2
+    assert small.get_layer("each").filters == 2 * multiplier
+    axis = next(x for x in graph.layouts if x.path == "head/kernel").axes[2]
+    assert axis.keep((2, 2)).tolist() == list(range(2 * multiplier))
+
+
+def test_grouped_conv_of_each_input_channel_keeps_the_input():
+    model = sequential(
+        (4, 4, 3),
+        layers.Conv2D(6, 3, groups=3, name="each"),
+        layers.Conv2D(2, 1, name="head"),
+    )
+    assert "fixed channels" in groups(model)["each"][1]
+
+
+@pytest.mark.jax
+@pytest.mark.torch  # TensorFlow has no channels_first convolution on CPUs.
+def test_channels_first():
+    first = {"data_format": "channels_first"}
+    model = sequential(
+        (2, 6, 6),
+        layers.Conv2D(4, 3, name="conv", **first),
+        layers.BatchNormalization(axis=1),
+        layers.GroupNormalization(2, axis=1),
+        layers.DepthwiseConv2D(3, **first),
+        layers.MaxPooling2D(2, **first),
+        layers.Conv2DTranspose(6, 2, name="up", **first),
+        layers.GlobalAveragePooling2D(**first),
+        layers.Dense(2, name="head"),
+    )
+    assert groups(model) == {
+        "conv": (2, None),
+        "up": (6, None),
+        "head": (2, OUTPUT),
+    }
+    check_half(model)
+
+
+def test_layers_that_keras_keeps_to_itself():
+    """The scale and the stochastic depth of ConvNeXt."""
+    from keras.src.applications.convnext import LayerScale, StochasticDepth
+
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(4, 1, name="conv")(inputs)
+    y = layers.Conv2D(4, 3, padding="same", name="inner")(x)
+    y = StochasticDepth(0.0)(LayerScale(1e-6, 4, name="scale")(y))
+    x = layers.Add()([x, y])
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="head")(x))
+    assert groups(model) == {"conv": (4, None), "head": (2, OUTPUT)}
+    _, small = check_half(model)
+    assert small.get_layer("scale").projection_dim == 2
+
+
 def test_transposed_conv():
     model = sequential(
         (3, 3, 2),
@@ -326,7 +367,7 @@ def test_positions():
         layers.Cropping2D(1),
         layers.MaxPooling2D(2),
         layers.AveragePooling2D(2),
-        layers.SpatialDropout2D(0.1),
+        layers.SpatialDropout2D(0.0),
         layers.GlobalMaxPooling2D(),
         layers.Dense(2, name="head"),
     )
@@ -492,34 +533,23 @@ def test_prelu(shared_axes):
     assert small.get_layer("prelu").alpha.shape == (rows, rows, 2)
 
 
-@pytest.mark.parametrize(
-    "make", [layers.Softmax, lambda: layers.Activation("softmax")]
-)
-def test_softmax_in_the_middle_freezes(make):
-    softmax = make()
-    model = sequential(
-        (3,),
-        layers.Dense(4, name="attention"),
-        softmax,
-        layers.Dense(6, name="free"),
-        layers.Dense(2, name="head"),
-    )
-    result = groups(model)
-    assert softmax.name in result["attention"][1]
-    assert result["free"] == (6, None)
-    check_half(model)
+class Unknown(keras.layers.Layer):
+    """A layer that the library cannot know."""
+
+    def call(self, x):
+        return ops.flip(x, axis=-1)
 
 
 def test_layer_without_a_rule_freezes_what_it_touches():
     model = sequential(
         (3,),
         layers.Dense(4, name="before"),
-        layers.LayerNormalization(name="unknown"),
+        Unknown(name="unknown"),
         layers.Dense(6, name="after"),
         layers.Dense(2, name="head"),
     )
     assert groups(model) == {
-        "before": (4, "layer 'unknown' (LayerNormalization) has no rule"),
+        "before": (4, "layer 'unknown' (Unknown) has no rule"),
         "after": (6, None),
         "head": (2, OUTPUT),
     }
@@ -528,7 +558,7 @@ def test_layer_without_a_rule_freezes_what_it_touches():
 
 def test_operation_without_a_rule_freezes():
     inputs = keras.Input((3,))
-    x = ops.flip(layers.Dense(4, name="made")(inputs), axis=-1)
+    x = ops.cumsum(layers.Dense(4, name="made")(inputs), axis=-1)
     model = keras.Model(inputs, layers.Dense(2)(x))
     assert "has no rule" in groups(model)["made"][1]
 
@@ -677,14 +707,32 @@ def test_reshape_of_a_vector_makes_positions():
     assert small.get_layer("reshape").target_shape == (2, 2, 2)
 
 
-def test_reshape_that_mixes_freezes():
+def test_reshape_of_channels_into_positions_and_channels():
+    """Each position keeps equally many: the channels are tied."""
     model = sequential(
         (2, 2, 3),
         layers.Conv2D(4, 1, name="conv"),
         layers.Reshape((8, 2), name="reshape"),
-        layers.Dense(2),
+        layers.Dense(2, name="head"),
     )
-    assert groups(model)["conv"][1] == "layer 'reshape' reshapes them"
+    assert groups(model) == {"conv": (2, None), "head": (2, OUTPUT)}
+    _, small = check_half(model)
+    assert small.get_layer("conv").filters == 2
+    assert small.get_layer("reshape").target_shape == (8, 1)
+
+
+def test_reshape_across_channels_keeps_what_repeats():
+    """Of 6 channels at 4 positions, rows of 8: every second is alike."""
+    model = sequential(
+        (2, 2, 3),
+        layers.Conv2D(6, 1, name="conv"),
+        layers.Reshape((3, 8), name="reshape"),
+        layers.Dense(2, name="head"),
+    )
+    assert groups(model)["conv"] == (2, None)
+    _, small = check_half(model)
+    assert small.get_layer("conv").filters == 3
+    assert small.get_layer("reshape").target_shape == (3, 4)
 
 
 def test_repeat_vector():
@@ -767,7 +815,7 @@ def test_summary():
     model = sequential(
         (3,),
         layers.Dense(8, name="free"),
-        layers.LayerNormalization(name="norm"),
+        Unknown(name="norm"),
         layers.Dense(4, name="other"),
         layers.Dense(2, name="head"),
     )
@@ -775,16 +823,17 @@ def test_summary():
     lines = []
     trace(model).summary(print_fn=lines.append)
     text = "\n".join(lines)
-    assert len(text.splitlines()) == 1 + 1 + 3 + 1
+    assert len(text.splitlines()) == 1 + 1 + 3 + 1 + 1
+    assert "`keras_neumeta.register_rule`" in text.splitlines()[-1]
     rows = {line.split()[0]: line for line in text.splitlines()[1:5]}
     assert set(rows) == {"group", "free", "other", "head"}
     assert rows["other"].split() == ["other", "4", "yes", "other,", "head"]
-    assert "no: layer 'norm' (LayerNormalization) has no rule" in text
+    assert "no: layer 'norm' (Unknown) has no rule" in text
     assert "no: output of the model" in text
     assert text.splitlines()[0] == "Channel graph of 'example'"
-    assert text.splitlines()[-1].startswith("1 of 3 groups are morphable; ")
-    # `other` and the kernel of `head`: 36 + 8 of 94 parameters.
-    assert "44 of 94 parameters (46.8 %)" in text
+    assert text.splitlines()[-2].startswith("1 of 3 groups are morphable; ")
+    # `other` and the kernel of `head`: 36 + 8 of 78 parameters.
+    assert "44 of 78 parameters (56.4 %)" in text
 
 
 def test_layers_choose_what_may_change():

@@ -15,7 +15,7 @@ from keras_neumeta.graph.rules.registry import (
 )
 
 
-def _kernel(call, layer, labels, summed, positions):
+def _kernel(call, layer, labels, summed, positions, along=()):
     if getattr(layer, "lora_enabled", False) or getattr(
         layer, "quantization_mode", None
     ):
@@ -25,7 +25,7 @@ def _kernel(call, layer, labels, summed, positions):
                 f"layer '{layer.name}' has LoRA or quantized weights",
             )
         return
-    call.weight(layer.kernel, labels, summed, positions)
+    call.weight(layer.kernel, labels, summed, positions, along)
 
 
 def _num_positions(shape, axis):
@@ -35,13 +35,25 @@ def _num_positions(shape, axis):
     )
 
 
+def _repeats(x, axes):
+    """Positions along some axes, and the labels of those with channels."""
+    sizes = [x.shape[n] or 1 for n in axes if x.channels(n) is None]
+    labels = [x.channels(n) for n in axes if x.channels(n) is not None]
+    return math.prod(sizes), labels
+
+
 @register_rule(keras.layers.Dense)
 def dense(call):
     (x,) = call.inputs[:1]
     layer = call.layer
     units = call.new_channels(layer.units)
-    positions = _num_positions(x.shape, len(x.shape) - 1)
-    _kernel(call, layer, {0: x.channels(-1), 1: units}, (0,), positions)
+    _kernel(
+        call,
+        layer,
+        {0: x.channels(-1), 1: units},
+        (0,),
+        *_repeats(x, range(1, len(x.shape) - 1)),
+    )
     call.weight(layer.bias, {0: units})
     call.resize("units", units)
     apply_activation(call, units)
@@ -78,21 +90,18 @@ def einsum_dense(call):
         for place, letter in enumerate(kernel)
         if letter in inputs and letter not in outputs
     ]
+    # The batch axis is among the free ones, with an unknown size.
     free = [
-        size or 1
-        for size, letter in zip(x.shape[elided:], inputs)
+        elided + place
+        for place, letter in enumerate(inputs)
         if letter not in kernel
     ]
-    # The batch axis is among the free ones, with an unknown size.
-    positions = math.prod(free) * math.prod(
-        size or 1 for size in x.shape[1:elided]
-    )
     _kernel(
         call,
         layer,
         {place: labels[letter] for place, letter in enumerate(kernel)},
         tuple(summed),
-        positions,
+        *_repeats(x, [*range(1, elided), *free]),
     )
     if layer.bias is not None:
         letters = outputs[len(outputs) - len(layer.bias.shape) :]
@@ -104,27 +113,26 @@ def einsum_dense(call):
                 if letter in layer.bias_axes
             },
         )
+    first = len(shape) - len(outputs)
+    carried = {
+        **passed,
+        **{first + n: labels[letter] for n, letter in enumerate(outputs)},
+    }
+    # The given shape has no elided axes.
     given = list(layer.partial_output_shape)
-    letters = outputs[len(outputs) - len(given) :]
+    start = len(shape) - len(given)
     call.resize(
         "output_shape",
         [
-            size if size is None or labels[letter] is None else labels[letter]
-            for size, letter in zip(given, letters, strict=True)
+            size
+            if size is None or carried.get(start + n) is None
+            else carried[start + n]
+            for n, size in enumerate(given)
         ],
     )
     for letter in outputs:
         apply_activation(call, labels[letter])
-    first = len(shape) - len(outputs)
-    return call.output(
-        {
-            **passed,
-            **{
-                first + place: labels[letter]
-                for place, letter in enumerate(outputs)
-            },
-        }
-    )
+    return call.output(carried)
 
 
 @register_rule(keras.layers.Embedding)

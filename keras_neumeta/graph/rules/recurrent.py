@@ -64,6 +64,12 @@ def _recur(call, layer, x, initial, prefix):
     return labels, states
 
 
+def _inputs(call):
+    """The sequence and the initial states; a mask may be there too."""
+    x, initial = call.bind("sequences", "initial_state")
+    return x, [] if initial is None else keras.tree.flatten(initial)
+
+
 def _known(layer):
     cell = getattr(layer, "cell", None)
     cells = getattr(cell, "cells", [cell])
@@ -93,7 +99,7 @@ def _no_rule(call):
 def recurrent(call):
     if not _known(call.layer):
         return _no_rule(call)
-    x, *initial = call.inputs
+    x, initial = _inputs(call)
     freeze_axes(call, x, range(1, len(x.shape) - 1))
     labels, states = _recur(call, call.layer, x, initial, "")
     return _outputs(call, labels, states)
@@ -105,13 +111,15 @@ def bidirectional(call):
     forward, backward = layer.forward_layer, layer.backward_layer
     if not _known(forward) or not _known(backward):
         return _no_rule(call)
-    x, *initial = call.inputs
+    x, initial = _inputs(call)
     freeze_axes(call, x, range(1, len(x.shape) - 1))
     half = len(initial) // 2
     first, states = _recur(call, forward, x, initial[:half], "layer.config.")
     second, more = _recur(
         call, backward, x, initial[half:], "backward_layer.config."
     )
+    # Keras takes both directions to have equally many units.
+    call.tie(first, second)
     states = states + more
     if layer.merge_mode is None:
         outputs = [call.output({-1: first}), call.output({-1: second}, 1)]
@@ -120,5 +128,4 @@ def bidirectional(call):
         return outputs
     if layer.merge_mode == "concat":
         return _outputs(call, np.concatenate([first, second]), states)
-    call.tie(first, second)
     return _outputs(call, first, states)

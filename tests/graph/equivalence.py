@@ -1,0 +1,308 @@
+"""Checks that the sizes of a network agree, for named and random ones."""
+
+import re
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_neumeta import (
+    AnchoredField,
+    ManifoldHyperModel,
+    cut,
+    fold_batch_norm,
+    smooth,
+    total_variation,
+    trace,
+)
+from keras_neumeta.graph import resize
+from keras_neumeta.network import Network, Networks
+from keras_neumeta.statistics import StatisticsField
+
+from .strategies import batch, randomize
+
+
+def compiled(function):
+    """On JAX one compilation is cheaper than one per operation."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
+def outputs(model, x):
+    return compiled(lambda x: model(x, training=False))(x)
+
+
+def by_role(model, graph):
+    values = {"weight": [], "statistic": [], "state": []}
+    for variable, layout in zip(model.variables, graph.layouts, strict=True):
+        values[layout.role].append(ops.convert_to_numpy(variable))
+    return values
+
+
+def fields(model, graph, **config):
+    """A weight field and a statistics field with nothing left at zero."""
+    values = by_role(model, graph)
+    field = AnchoredField(seed=0, **config)
+    field.attach(graph, values["weight"])
+    random = np.random.default_rng(0)
+    if field.size_correction is not None:
+        kernel = field.size_correction.kernels[-1]
+        kernel.assign(random.normal(size=kernel.shape) * 0.2)
+    statistics = StatisticsField(stretch=field.stretch)
+    statistics.attach(graph, values["statistic"])
+    for knots in statistics.knots:
+        value = ops.convert_to_numpy(knots)
+        knots.assign(value * random.uniform(0.8, 1.2, value.shape))
+    return field, statistics, values["state"]
+
+
+def assert_same(first, second, tolerance=1e-4):
+    """Equal outputs, relative to the largest value of each."""
+    first, second = keras.tree.flatten(first), keras.tree.flatten(second)
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        a, b = ops.convert_to_numpy(a), ops.convert_to_numpy(b)
+        assert np.isfinite(a).all()
+        limit = tolerance * max(1.0, np.abs(a).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit)
+
+
+def run(network, values, states, x, training, sizes=None):
+    """Outputs and new statistics of a network with weights from outside."""
+
+    def call(weights, x):
+        outputs, statistics, _, _ = network(
+            *weights, states, x, training, sizes
+        )
+        return outputs, statistics
+
+    return compiled(call)(values, x)
+
+
+def check_masked_equals_small(model, graph, sizes):
+    """Zero weights outside, and presence, give what the small network does.
+
+    The weights are laid out here, in NumPy, as the graph says.
+    """
+    masked = Networks(graph).masked
+    small = Network(resize(graph, sizes), graph, sizes)
+    outside, inside = laid_out(model, graph, sizes)
+    x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
+    tensor = ops.convert_to_tensor(sizes, "int32")
+    statistics = by_layout(graph)["statistic"]
+    for training in (False, True):
+        (big, new), (little, little_new) = (
+            run(
+                network,
+                (values["weight"], values["statistic"]),
+                values["state"],
+                x,
+                training,
+                tensor,
+            )
+            for network, values in ((masked, outside), (small, inside))
+        )
+        assert_same(little, big)
+        for layout, part, whole in zip(
+            statistics, little_new, new, strict=True
+        ):
+            whole = layout.crop(ops.convert_to_numpy(whole), sizes)
+            assert_same(part, whole)
+
+
+def laid_out(model, graph, sizes):
+    """Values by role: in full shapes, zero outside of `sizes`; and cropped."""
+    inside, outside = by_role(model, graph), by_role(model, graph)
+    for role, layouts in by_layout(graph).items():
+        for n, layout in enumerate(layouts):
+            inside[role][n] = layout.crop(inside[role][n], sizes)
+            for number, kept in layout.slices(sizes):
+                shape = [1] * len(layout.shape)
+                shape[number] = -1
+                here = np.isin(np.arange(layout.shape[number]), kept)
+                here = here.reshape(shape).astype("float32")
+                outside[role][n] = outside[role][n] * here
+    return outside, inside
+
+
+def gradients(function, values):
+    """Gradients of a scalar function of a list of tensors."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(jax.grad(function))(values)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        values = [value.detach().requires_grad_() for value in values]
+        return torch.autograd.grad(
+            function(values), values, allow_unused=True, materialize_grads=True
+        )
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        loss = function(values)
+    return tape.gradient(
+        loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+
+
+def check_gradients(model, graph, sizes):
+    """Gradients of the masked network are finite and those of the small."""
+    masked = Networks(graph).masked
+    small = Network(resize(graph, sizes), graph, sizes)
+    x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
+    tensor = ops.convert_to_tensor(sizes, "int32")
+    results = []
+    for network, values in zip(
+        (masked, small), laid_out(model, graph, sizes), strict=True
+    ):
+
+        def loss(weights, network=network, values=values):
+            outputs, *_ = network(
+                weights, values["statistic"], values["state"], x, True, tensor
+            )
+            return sum(
+                ops.mean(ops.square(y)) for y in keras.tree.flatten(outputs)
+            )
+
+        weights = [ops.convert_to_tensor(v) for v in values["weight"]]
+        results.append(gradients(loss, weights))
+    for layout, whole, part in zip(
+        by_layout(graph)["weight"], *results, strict=True
+    ):
+        whole = ops.convert_to_numpy(whole)
+        assert np.isfinite(whole).all(), layout.path
+        # Normalizing over two examples makes rounding errors larger.
+        assert_same(part, layout.crop(whole, sizes), tolerance=1e-3)
+
+
+def by_layout(graph):
+    roles = {"weight": [], "statistic": [], "state": []}
+    for layout in graph.layouts:
+        roles[layout.role].append(layout)
+    return roles
+
+
+def can_change(graph):
+    """Whether there is a smaller size; hypermodels refuse other targets."""
+    return graph.sizes(1e-9) != graph.full_sizes
+
+
+def check_fields(model, graph, sizes, config):
+    """The same, with the weights that fields generate."""
+    if not can_change(graph):
+        return
+    field, statistics, states = fields(model, graph, **config)
+    masked = Networks(graph).masked
+    small = Network(resize(graph, sizes), graph, sizes)
+    x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
+    tensor = ops.convert_to_tensor(sizes, "int32")
+    whole = field.generate(tensor), statistics.generate(tensor)
+    cropped = field.generate(sizes), statistics.generate(sizes)
+    for weight, part, layout in zip(
+        whole[0], cropped[0], field.layouts, strict=True
+    ):
+        assert tuple(weight.shape) == layout.shape
+        assert tuple(part.shape) == layout.shape_at(sizes)
+        assert_same(part, layout.crop(ops.convert_to_numpy(weight), sizes))
+    for training in (False, True):
+        big, new = run(masked, whole, states, x, training, tensor)
+        little, little_new = run(small, cropped, states, x, training)
+        assert_same(little, big, tolerance=1e-3)
+        for after, part, layout in zip(
+            new, little_new, statistics.layouts, strict=True
+        ):
+            assert_same(part, layout.crop(ops.convert_to_numpy(after), sizes))
+
+
+def check_morphed(model, graph, sizes):
+    """The weights of a morphed network lie where the graph says.
+
+    Without stretch a smaller size reads the leading channels, as they are.
+    """
+    if not can_change(graph):
+        return
+    hyper = ManifoldHyperModel(model, AnchoredField(stretch=0.0), smooth=False)
+    morphed = hyper.morph(sizes=sizes)
+    kept = {
+        group.name: range(sizes[group.index])
+        for group in graph.morphable_groups
+    }
+    cut_model = cut(model, kept)
+    for layout, whole, part, other in zip(
+        graph.layouts,
+        model.variables,
+        morphed.variables,
+        cut_model.variables,
+        strict=True,
+    ):
+        whole = layout.crop(ops.convert_to_numpy(whole), sizes)
+        # Read at integer positions, up to rounding.
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(part), whole, rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_array_equal(ops.convert_to_numpy(other), whole)
+    full = hyper.morph(1.0)
+    for one, other in zip(model.variables, full.variables, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+        )
+
+
+def check_counts(graph, sizes):
+    resized = resize(graph, sizes)
+    own = trace(resized)
+    assert graph.count_params(sizes) == resized.count_params()
+    assert graph.count_macs(sizes) == own.count_macs()
+    assert [x.shape_at(sizes) for x in graph.layouts] == [
+        tuple(v.shape) for v in resized.variables
+    ]
+    # Keras numbers variables without a name anew.
+    assert [re.sub(r"_\d+", "", x.path) for x in graph.layouts] == [
+        re.sub(r"_\d+", "", x.path) for x in own.layouts
+    ]
+
+
+def check_smooth(model):
+    smoothed = smooth(model)
+    x = batch(model)
+    assert_same(outputs(model, x), outputs(smoothed, x))
+    before, after = total_variation(model), total_variation(smoothed)
+    assert after <= before * (1 + 1e-6)
+
+
+def check_fold(model):
+    folded = fold_batch_norm(model)
+    x = batch(model)
+    assert_same(outputs(model, x), outputs(folded, x))
+
+
+OUTPUT = "output of the model"
+
+
+def sequential(shape, *parts):
+    return keras.Sequential([keras.Input(shape), *parts])
+
+
+def groups(model):
+    """`{name: (channels, why frozen or None)}`, in order."""
+    return {g.name: (g.num_channels, g.frozen) for g in trace(model).groups}
+
+
+def check_half(model):
+    """Builds the network of half the width and compares with the masked one.
+
+    Returns:
+        The channel graph and the small network.
+    """
+    randomize(model, 0)
+    graph = trace(model)
+    sizes = graph.sizes(0.5)
+    check_masked_equals_small(model, graph, sizes)
+    check_counts(graph, sizes)
+    return graph, resize(graph, sizes)
