@@ -248,7 +248,10 @@ class Bench:
         for ratio in options.ratios:
             sizes = nm.trace(base).sizes(ratio)
             keras.utils.set_random_seed(options.seed)
-            model = nm.graph.resize(nm.trace(base), sizes)
+            # A clone draws its initial weights.
+            model = keras.models.clone_model(
+                nm.graph.resize(nm.trace(base), sizes)
+            )
             epochs = options.base_epochs + options.epochs
             key = f"{name}-{ratio:g}"
             print(f"== {key}", flush=True)

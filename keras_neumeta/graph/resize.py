@@ -11,7 +11,9 @@ from keras_neumeta.graph.tracer import map_entries
 
 
 def resize(graph, sizes, name=None, masked=False):
-    """Builds an untrained network with the given channels per group.
+    """Builds a network with the given channels per group.
+
+    Its values are yet to be assigned (`assign`).
 
     Args:
         graph: `ChannelGraph` of the target.
@@ -27,6 +29,7 @@ def resize(graph, sizes, name=None, masked=False):
     """
     cloner = _Cloner(graph, sizes, masked)
     model = cloner.clone_model(graph.model)
+    cloner.restore_initializers()
     if name is not None:
         model.name = name
     return (model, cloner.presence) if masked else model
@@ -40,6 +43,7 @@ class _Cloner:
         self.sizes = sizes
         self.masked = masked
         self._masked_clones = []
+        self._spared = []  # (clone, its initializers)
         # A layer may be shared between the model and those nested in it.
         self._clones = {}
         self._arguments = {}  # id(clone) -> resized arguments of the call
@@ -51,6 +55,11 @@ class _Cloner:
             for clone, axes in self._masked_clones
             for pair in zip(clone.presence, axes, strict=True)
         ]
+
+    def restore_initializers(self):
+        for clone, initializers in self._spared:
+            for key, value in initializers.items():
+                setattr(clone, key, type(value).from_config(value.get_config()))
 
     def clone_model(self, model, inputs=None):
         # Sequential models take no call function, and need none.
@@ -83,6 +92,17 @@ class _Cloner:
     def _clone(self, layer, resized):
         config = {k: v for k, v in resized.items() if isinstance(k, str)}
 
+        # The values are assigned later: random ones would only cost time.
+        spared = {
+            key: value
+            for key, value in vars(layer).items()
+            if key.endswith("_initializer")
+            and isinstance(value, keras.Initializer)
+        }
+        if not spared.keys() <= layer.get_config().keys():
+            spared = {}
+        config.update(dict.fromkeys(spared, "zeros"))
+
         def make(kind):
             return _with_config(layer, kind, config)
 
@@ -94,6 +114,7 @@ class _Cloner:
             clone = make(type(layer))
         if isinstance(layer, keras.layers.Layer):  # not an operation
             clone.trainable = layer.trainable
+        self._spared.append((clone, spared))
         self._arguments[id(clone)] = {
             k: v for k, v in resized.items() if isinstance(k, int)
         }
