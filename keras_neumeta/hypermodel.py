@@ -1,5 +1,7 @@
 """`ManifoldHyperModel`: one network, trained as every size of itself."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -115,6 +117,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             layers = [getattr(layer, "name", layer) for layer in layers]
         graph = trace(model, layers)
         _check_target(graph)
+        _warn_of_ignored(model)
         weights = {
             "distillation": distillation,
             "reconstruction": reconstruction,
@@ -233,13 +236,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.add_loss(loss)
         return outputs
 
-    def _run(self, sizes, weights, inputs, training):
+    def _run(self, sizes, weights, inputs, training, states=None):
         """Runs a size of the target; keeps its statistics and states."""
+        if states is None:
+            states = [ops.convert_to_tensor(v) for v in self.states]
         statistics = self.statistics.generate(sizes)
         outputs, new_statistics, new_states, losses = self.networks.at(sizes)(
             weights,
             statistics,
-            [ops.convert_to_tensor(v) for v in self.states],
+            states,
             inputs,
             training,
             sizes,
@@ -301,12 +306,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         total, task_total, distillation_total = 0.0, 0.0, 0.0
         largest, full_weights = None, None
         ratios = self.sampler.sample()
+        # All sizes see the same random numbers of the target's own layers,
+        # or a smaller one would learn from the outputs of another image.
+        states = [ops.copy(v) for v in self.states]
         for ratio in ratios:
             sizes = self.sizes_of(ratio)
             weights = self.field.generate(sizes, self.draw_offsets(sizes))
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
-            outputs, losses = self._run(sizes, weights, x, training=True)
+            outputs, losses = self._run(sizes, weights, x, True, states)
             # A target may bring its whole loss by `add_loss`.
             loss = 0.0
             if getattr(self, "loss", None) is not None or not losses:
@@ -470,7 +478,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "calibration_data": calibration_data,
             "name": name,
         }
-        if isinstance(ratio, list | tuple | np.ndarray):
+        if isinstance(ratio, np.ndarray):
+            ratio = ratio.tolist()
+        if isinstance(ratio, list | tuple):
             if sizes is not None or params is not None or macs is not None:
                 raise ValueError(
                     "A list of ratios cannot be combined with `sizes`, "
@@ -562,6 +572,34 @@ def _check_target(graph):
             f"Argument `model`: '{model.name}' has no trainable variables. "
             "Set `model.trainable = True`, or the layers that shall learn."
         )
+
+
+def _warn_of_ignored(model):
+    """Says what of the target its hypermodel does not do."""
+    constrained = [
+        layer.name
+        for layer in model._flatten_layers()
+        if any(
+            name.endswith("_constraint") and value is not None
+            for name, value in vars(layer).items()
+        )
+    ]
+    if constrained:
+        warnings.warn(
+            f"The constraints of {constrained} are not applied to generated "
+            "weights.",
+            stacklevel=3,
+        )
+    for part in type(model).__mro__:
+        if part.__module__.startswith("keras."):
+            break
+        if "train_step" in vars(part) or "compute_loss" in vars(part):
+            warnings.warn(
+                f"`{part.__name__}` has a training step or a loss of its own, "
+                "which the hypermodel does not use: it learns from the loss "
+                "that it is compiled with.",
+                stacklevel=3,
+            )
 
 
 def _by_name(argument, value, names, kind, seed):

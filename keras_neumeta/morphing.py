@@ -34,6 +34,11 @@ def choose_sizes(hyper, ratio, sizes, params, macs, divisor, extrapolate=False):
     if ratio is not None:
         return graph.sizes(ratio, divisor, limit)
     if sizes is not None:
+        if divisor != 1:
+            raise ValueError(
+                "Argument `divisor` does not go with `sizes`, which says the "
+                f"numbers of channels. Received: divisor={divisor}"
+            )
         return sizes_from_names(graph, sizes, limit)
     return graph.sizes_within(params, macs, divisor)
 

@@ -1,13 +1,16 @@
 """`trace`: from a functional Keras model to its channel graph."""
 
 import dataclasses
-import fnmatch
 import math
 
 import keras
 
 from keras_neumeta.graph.rules import find_rule
-from keras_neumeta.graph.sizes import sizes_from_ratio, sizes_within
+from keras_neumeta.graph.sizes import (
+    matching,
+    sizes_from_ratio,
+    sizes_within,
+)
 from keras_neumeta.graph.tracer import LayerCall, TracedTensor, Tracer
 
 
@@ -24,6 +27,11 @@ class ChannelGraph:
     """
 
     def __init__(self, model, groups, layouts, resizes, masks):
+        repeats = _repeats(groups, layouts)
+        groups = [
+            dataclasses.replace(group, repeats=repeats[group.index])
+            for group in groups
+        ]
         self.model = model
         self.groups = groups
         self.layouts = layouts
@@ -150,7 +158,8 @@ class ChannelGraph:
             rows.append(
                 (
                     group.name,
-                    str(group.num_channels),
+                    str(group.num_channels)
+                    + (f" x {group.repeats}" if group.repeats > 1 else ""),
                     "yes" if group.morphable else f"no: {group.frozen}",
                     ", ".join(group.layers),
                 )
@@ -168,12 +177,35 @@ class ChannelGraph:
             f"({100 * self.morphable_share:.1f} %) are in variables that "
             "change."
         )
-        if any("has no rule" in (group.frozen or "") for group in self.groups):
-            lines.append(
-                "Layers without a rule can be given one: "
-                "`keras_neumeta.register_rule`."
-            )
+        reasons = [group.frozen or "" for group in self.groups]
+        for words, name in (
+            ("has no rule", "register_rule"),
+            ("not known to act", "register_elementwise"),
+        ):
+            if any(words in reason for reason in reasons):
+                lines.append(f"See `keras_neumeta.{name}` for: {words}.")
         return "\n".join(lines)
+
+
+def _repeats(groups, layouts):
+    """Per group, the least number of blocks on the axes that hold it."""
+    least: dict = {}
+    for layout in layouts:
+        for axis in layout.axes.values():
+            for piece in axis.pieces:
+                known = least.get(piece.group, piece.blocks)
+                least[piece.group] = min(known, piece.blocks)
+    return [least.get(group.index, 1) for group in groups]
+
+
+def _own_call(model):
+    """Whether a functional model computes something else than its graph."""
+    for part in type(model).__mro__:
+        if part.__module__.startswith("keras."):
+            return False
+        if "call" in vars(part):
+            return True
+    return False
 
 
 def check_model(model, argument="model"):
@@ -199,6 +231,13 @@ def check_model(model, argument="model"):
             f"subclassed model '{model.name}' "
             f"({type(model).__name__}): rebuild it with the functional API, "
             "`keras.Model(inputs, outputs)`."
+        )
+    elif _own_call(model):
+        raise ValueError(
+            f"Argument `{argument}`: '{model.name}' ({type(model).__name__}) "
+            "has a `call` of its own, which its graph does not show. Build it "
+            "with `keras.Model(inputs, outputs)`, and what `call` adds as "
+            "layers."
         )
 
 
@@ -251,6 +290,11 @@ def _restrict(model, groups, layers):
     """Freezes the groups that none of the given layers makes."""
     if isinstance(layers, str | keras.layers.Layer):
         layers = [layers]
+    if not isinstance(layers, list | tuple | set):
+        raise TypeError(
+            "Argument `layers` must be a list of names, patterns or layers. "
+            f"Received: {layers!r}"
+        )
     patterns = [getattr(layer, "name", layer) for layer in layers]
     known = sorted({name for group in groups for name in group.makers})
     for pattern in patterns:
@@ -259,15 +303,15 @@ def _restrict(model, groups, layers):
                 "Argument `layers` must hold names, patterns or layers. "
                 f"Received: {pattern!r}"
             )
-        if not fnmatch.filter(known, pattern):
+        if not matching(known, pattern):
             raise ValueError(
                 f"Argument `layers`: no layer of '{model.name}' that makes "
                 f"channels is called '{pattern}'. Such layers: {known}"
             )
+    chosen = {name for p in patterns for name in matching(known, p)}
     return [
         group
-        if not group.morphable
-        or any(fnmatch.filter(group.makers, p) for p in patterns)
+        if not group.morphable or not chosen.isdisjoint(group.makers)
         else dataclasses.replace(group, frozen="not among `layers`")
         for group in groups
     ]
@@ -286,7 +330,7 @@ def is_graph(operation):
         return False
     if isinstance(operation, keras.Sequential):
         return operation._functional is not None
-    return isinstance(operation, keras.Function)
+    return isinstance(operation, keras.Function) and not _own_call(operation)
 
 
 def _walk(tracer, function, inputs):
@@ -315,14 +359,23 @@ def _walk(tracer, function, inputs):
     return [traced[id(x)] for x in function.outputs]
 
 
+def _inputs_of(function, args, kwargs):
+    """The tensors of a call in the order of the inputs of a nested model."""
+    given = args[0] if args else None
+    if isinstance(given, dict) and not isinstance(function.input, dict):
+        # Inputs go by their names.
+        return [given[x.name] for x in function.inputs if x.name in given]
+    return [
+        x
+        for x in keras.tree.flatten((args, kwargs))
+        if isinstance(x, TracedTensor)
+    ]
+
+
 def _trace_call(tracer, operation, args, kwargs, shapes):
     if is_graph(operation):
         inner = _function(operation)
-        tensors = [
-            x
-            for x in keras.tree.flatten((args, kwargs))
-            if isinstance(x, TracedTensor)
-        ]
+        tensors = _inputs_of(inner, args, kwargs)
         if len(tensors) == len(inner.inputs):
             tracer.nest(operation, inner.inputs, tensors)
             return _walk(tracer, inner, tensors)

@@ -25,6 +25,9 @@ class ChannelGroup:
         layers: Names of the layers whose weights hold these channels.
         frozen: `None` for a morphable group, else the reason why the
             number of its channels cannot change.
+        repeats: How many neighbouring places of each layer one channel
+            stands for (the blocks of a grouped convolution): so many
+            filters come and go together.
     """
 
     index: int
@@ -33,6 +36,7 @@ class ChannelGroup:
     makers: tuple
     layers: tuple
     frozen: str | None = None
+    repeats: int = 1
 
     @property
     def morphable(self):

@@ -167,7 +167,15 @@ def _with_config(layer, kind, changes):
         for key in parents:
             part = part[int(key) if key.isdigit() else key]
         part[last] = value
-    return kind.from_config(config)
+    try:
+        return kind.from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied "
+            "from its config. Give it `get_config` and `from_config` that "
+            "rebuild it, and register its own classes and functions with "
+            "`keras.saving.register_keras_serializable`."
+        ) from error
 
 
 def _unbuilt(config):

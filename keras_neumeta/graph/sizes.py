@@ -1,6 +1,7 @@
 """Sizes: channels per group, from a ratio, names or a budget."""
 
 import fnmatch
+import math
 
 import numpy as np
 
@@ -24,6 +25,14 @@ def check_ratio(ratio, limit=1.0):
             f"ratio={ratio}"
         )
     return ratio
+
+
+def matching(names, pattern):
+    """The names that are the pattern itself, or else that it matches."""
+    names = list(names)
+    if pattern in names:
+        return [pattern]
+    return fnmatch.filter(names, pattern)
 
 
 def check_divisor(divisor):
@@ -53,19 +62,26 @@ def sizes_from_ratio(graph, ratio, divisor=1, limit=1.0):
     else:
         ratios = [check_ratio(ratio, limit)] * len(graph.groups)
     return tuple(
-        _scaled(group.num_channels, value, divisor)
+        _scaled(group, value, divisor)
         if group.morphable
         else group.num_channels
         for group, value in zip(graph.groups, ratios, strict=True)
     )
 
 
-def _scaled(full, ratio, divisor):
-    # A group of one channel stays: others may be broadcast along it.
-    if ratio == 1.0 or full == 1:
+def _scaled(group, ratio, divisor):
+    full = group.num_channels
+    if ratio == 1.0:
         return full
+    divisor = _own_divisor(group, divisor)
     size = max(int(np.rint(ratio * full / divisor)), 1) * divisor
     return size if ratio > 1.0 else min(size, full)
+
+
+def _own_divisor(group, divisor):
+    """Groups narrower than the divisor (heads) go by single channels."""
+    divisor //= math.gcd(divisor, group.repeats)
+    return divisor if divisor <= group.num_channels else 1
 
 
 def sizes_from_names(graph, sizes, limit=1.0):
@@ -83,6 +99,11 @@ def sizes_from_names(graph, sizes, limit=1.0):
     if isinstance(sizes, dict):
         chosen = _match(graph, sizes, "sizes")
     else:
+        if not isinstance(sizes, list | tuple | np.ndarray):
+            raise TypeError(
+                "Argument `sizes` must be a dict from names to numbers of "
+                f"channels, or one number per group. Received: {sizes!r}"
+            )
         chosen = dict(enumerate(sizes))
         if len(chosen) != len(graph.groups):
             raise ValueError(
@@ -127,17 +148,21 @@ def _match(graph, values, argument):
     """
     exact: dict = {}
     result = {}
+    names = {n for g in graph.groups for n in (g.name, *g.makers)}
     for pattern, value in values.items():
         if not isinstance(pattern, str):
             raise TypeError(
                 f"Argument `{argument}` must be a dict from names or "
                 f"patterns. Received: {pattern!r}"
             )
-        is_pattern = any(sign in pattern for sign in "*?[")
+        is_pattern = pattern not in names and any(
+            sign in pattern for sign in "*?["
+        )
+        chosen = set(matching(names, pattern))
         found = [
             group
             for group in graph.groups
-            if fnmatch.filter({group.name, *group.makers}, pattern)
+            if not chosen.isdisjoint((group.name, *group.makers))
         ]
         if argument == "sizes" and not is_pattern:
             own = [group for group in found if group.name == pattern]
@@ -193,7 +218,8 @@ def sizes_within(graph, params=None, macs=None, divisor=1):
     bounds = {1.0}
     for group in graph.morphable_groups:
         full = group.num_channels
-        halves = (np.arange(1, full // divisor + 1) + 0.5) * divisor / full
+        step = _own_divisor(group, divisor)
+        halves = (np.arange(1, full // step + 1) + 0.5) * step / full
         bounds.update(halves[halves < 1.0].tolist())
     ordered = np.array([0.0, *sorted(bounds)])
     ratios = [*((ordered[1:] + ordered[:-1]) / 2).tolist(), 1.0]

@@ -41,6 +41,7 @@ class _Registered:
 
     variable: object
     layer: str
+    outer: object
     labels: dict
     summed: tuple
     role: str
@@ -180,7 +181,7 @@ class LayerCall:
                 not be alike.
         """
         self._tracer.register(
-            self._outer.name,
+            self._outer,
             variable,
             labels,
             summed,
@@ -197,7 +198,7 @@ class LayerCall:
             minimum: Lower bound of the values (0 for a variance).
         """
         self._tracer.register(
-            self._outer.name, variable, labels, (), "statistic", [], minimum
+            self._outer, variable, labels, (), "statistic", [], minimum
         )
 
     def resize(self, argument, labels):
@@ -313,7 +314,7 @@ class Tracer:
         for axis, value in labels.items():
             if shape[axis] != len(value):
                 raise ValueError(
-                    f"The rule of layer '{layer}' labels axis {axis} of "
+                    f"The rule of layer '{layer.name}' labels axis {axis} of "
                     f"'{variable.path}', shape {shape}, with {len(value)} "
                     f"channels; expected {shape[axis]}."
                 )
@@ -321,6 +322,7 @@ class Tracer:
         if known is None:
             self._registered[id(variable)] = _Registered(
                 variable,
+                layer.name,
                 layer,
                 labels,
                 tuple(summed),
@@ -330,6 +332,13 @@ class Tracer:
                 table,
             )
             return
+        if known.outer is not layer:
+            raise ValueError(
+                f"Variable '{variable.path}' is used by layer '{layer.name}' "
+                f"and by layer '{known.layer}'. A layer that is called by "
+                "itself and inside a wrapper cannot be copied: give the "
+                "wrapper a layer of its own."
+            )
         # A shared layer: every call must see the same channels.
         known.uses += uses
         for axis in set(labels) | set(known.labels):
@@ -338,7 +347,7 @@ class Tracer:
             else:
                 self.freeze(
                     labels.get(axis, known.labels.get(axis)),
-                    f"layer '{layer}' is shared with channels that never "
+                    f"layer '{layer.name}' is shared with channels that never "
                     "change",
                 )
                 known.labels.setdefault(axis, labels.get(axis))
@@ -472,9 +481,7 @@ class Tracer:
                 num_channels=len(channels),
                 makers=tuple(makers[index]),
                 layers=tuple(layers_of[index]),
-                frozen=reasons[frozen[channels[0]]]
-                if frozen[channels[0]] >= 0
-                else None,
+                frozen=_reason(reasons, frozen[channels[0]], len(channels)),
             )
             for index, channels in enumerate(members)
         ]
@@ -578,6 +585,13 @@ def leaves_of(entries):
     leaves = []
     map_entries(leaves.append, entries)
     return leaves
+
+
+def _reason(reasons, index, num_channels):
+    """Why the number of channels of a group cannot change, or `None`."""
+    if index >= 0:
+        return reasons[index]
+    return "a single channel" if num_channels == 1 else None
 
 
 def _unique_names(names):

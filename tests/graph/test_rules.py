@@ -251,6 +251,8 @@ def test_channels_first():
     check_half(model)
 
 
+@pytest.mark.tensorflow
+@pytest.mark.torch  # On JAX, StochasticDepth has no seed and cannot train.
 def test_layers_that_keras_keeps_to_itself():
     """The scale and the stochastic depth of ConvNeXt."""
     from keras.src.applications.convnext import LayerScale, StochasticDepth

@@ -148,12 +148,10 @@ def dot(call):
     a, b = axes[0] % len(first.shape), axes[1] % len(second.shape)
     contract(call, first, second, [(a, b)])
     if call.layer.normalize:
-        labels = first.channels(a)
-        if labels is not None and second.channels(b) is not None:
-            call.masked([labels], fill(0.0, [([0], a)]))
-            call.freeze(
-                labels, f"layer '{call.layer.name}' normalizes across them"
-            )
+        call.freeze(
+            first.channels(a),
+            f"layer '{call.layer.name}' normalizes across them",
+        )
     rest = [first.channels(n) for n in range(len(first.shape)) if n != a] + [
         second.channels(n) for n in range(1, len(second.shape)) if n != b
     ]

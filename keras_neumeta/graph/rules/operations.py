@@ -13,8 +13,12 @@ def _has_values(operation):
     """Whether an operation holds values that may belong to channels."""
     return any(
         np.ndim(value) > 0 and np.size(value) > 1
-        for value in vars(operation).values()
-        if isinstance(value, np.ndarray) or keras.ops.is_tensor(value)
+        for name, value in vars(operation).items()
+        if not name.startswith("_")
+        and (
+            isinstance(value, np.ndarray | list | tuple)
+            or keras.ops.is_tensor(value)
+        )
     )
 
 

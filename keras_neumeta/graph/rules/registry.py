@@ -11,8 +11,8 @@ def register_rule(*layer_classes):
     """Decorator that registers a rule for one or more layer classes.
 
     A later registration replaces an earlier one, so a user can also replace
-    a built-in rule. Rules reach subclasses that do not override `call` or
-    `build`.
+    a built-in rule. Rules reach subclasses that override nothing but
+    `__init__` and the config.
 
     Args:
         layer_classes: Classes of `keras.layers.Layer`.
@@ -98,15 +98,27 @@ def find_rule(layer):
     """The rule for a layer or operation, or `None`."""
     for layer_class in type(layer).__mro__:
         if layer_class in _RULES:
-            same = all(
-                getattr(type(layer), method, None)
-                is getattr(layer_class, method, None)
-                for method in ("call", "build")
-            )
-            return _RULES[layer_class] if same else None
+            if _overrides(type(layer), layer_class):
+                return None
+            return _RULES[layer_class]
     if type(layer).__module__.startswith("keras.src."):
         return _NAMED_RULES.get(type(layer).__name__)
     return None
+
+
+# What a subclass may define without computing something else.
+_HARMLESS = {"__init__", "__module__", "__doc__", "get_config", "from_config"}
+
+
+def _overrides(kind, base):
+    """Whether a subclass changes anything that its base class defines."""
+    between = kind.__mro__[: kind.__mro__.index(base)]
+    return any(
+        hasattr(base, name) and name not in _HARMLESS
+        for part in between
+        for name, value in vars(part).items()
+        if callable(value) or isinstance(value, property)
+    )
 
 
 def layer_classes(*names):

@@ -216,6 +216,8 @@ def squeeze(call):
     axes = call.layer.axis
     if axes is None:
         axes = [axis for axis, size in enumerate(x.shape) if size == 1]
+        # Else an axis that shrinks to one channel would go too.
+        call.resize("axis", tuple(axes))
     axes = [axes] if isinstance(axes, int) else axes
     gone = {axis % rank for axis in axes}
     for axis in gone:
