@@ -66,16 +66,16 @@ def cifar_resnet(
             offset=[-m / s for m, s in zip(MEAN, DEVIATION)],
             name="normalize",
         )(x)
-    x = _conv_norm(x, widths[0], 3, 1, "stem.conv", "stem.bn")
-    x = layers.ReLU(name="stem.relu")(x)
+    x = _conv_norm(x, widths[0], 3, 1, "stem_conv", "stem_bn")
+    x = layers.ReLU(name="stem_relu")(x)
     for stage, width in enumerate(widths, 1):
         for block in range(blocks):
             strides = 2 if stage > 1 and block == 0 else 1
             x = _block(
-                x, width, strides, shortcut, f"stage{stage}.block{block}"
+                x, width, strides, shortcut, f"stage{stage}_block{block}"
             )
-    x = layers.GlobalAveragePooling2D(name="head.pool")(x)
-    outputs = layers.Dense(num_classes, name="head.dense")(x)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    outputs = layers.Dense(num_classes, name="head_dense")(x)
     model = keras.Model(inputs, outputs, name=name or f"resnet{depth}")
     if weights is not None:
         load_weights(model, weights)
@@ -84,7 +84,7 @@ def cifar_resnet(
 
 def _conv_norm(x, filters, kernel, strides, conv, norm):
     if kernel > 1:
-        x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}.pad")(x)
+        x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}_pad")(x)
     x = layers.Conv2D(
         filters,
         kernel,
@@ -97,19 +97,19 @@ def _conv_norm(x, filters, kernel, strides, conv, norm):
 
 
 def _block(x, width, strides, shortcut, name):
-    y = _conv_norm(x, width, 3, strides, f"{name}.conv1", f"{name}.bn1")
-    y = layers.ReLU(name=f"{name}.relu1")(y)
-    y = _conv_norm(y, width, 3, 1, f"{name}.conv2", f"{name}.bn2")
+    y = _conv_norm(x, width, 3, strides, f"{name}_conv1", f"{name}_bn1")
+    y = layers.ReLU(name=f"{name}_relu1")(y)
+    y = _conv_norm(y, width, 3, 1, f"{name}_conv2", f"{name}_bn2")
     if strides > 1 or x.shape[-1] != width:
         x = (
             _conv_norm(
-                x, width, 1, strides, f"{name}.shortcut", f"{name}.shortcut.bn"
+                x, width, 1, strides, f"{name}_shortcut", f"{name}_shortcut_bn"
             )
             if shortcut == "conv"
             else _padded(x, width, strides)
         )
-    x = layers.Add(name=f"{name}.add")([y, x])
-    return layers.ReLU(name=f"{name}.relu2")(x)
+    x = layers.Add(name=f"{name}_add")([y, x])
+    return layers.ReLU(name=f"{name}_relu2")(x)
 
 
 def _padded(x, width, strides):
@@ -124,7 +124,7 @@ def load_weights(model, path):
 
     Args:
         model: Model whose layers are named as the arrays, without the name
-            of the variable.
+            of the variable and with `_` for each dot.
         path: Path of the file.
 
     Raises:
@@ -136,6 +136,12 @@ def load_weights(model, path):
         f"{layer.name}.{variable.name}": variable
         for layer in model.layers
         for variable in layer.variables
+    }
+    # Layers cannot have dots in their names on PyTorch.
+    arrays = {
+        "{}.{}".format(layer.replace(".", "_"), variable): value
+        for key, value in arrays.items()
+        for layer, variable in [key.rsplit(".", 1)]
     }
     if set(arrays) != set(given):
         raise ValueError(

@@ -85,6 +85,8 @@ def test_nested_model_of_a_list_called_with_a_dict():
     assert group(model, "to_a").layers != group(model, "to_b").layers
 
 
+@pytest.mark.tensorflow
+@pytest.mark.torch  # On JAX, Keras' clip takes no lists.
 def test_values_per_channel_in_lists_freeze():
     inputs = keras.Input((6,))
     x = layers.Dense(4, name="hidden")(inputs)
