@@ -11,7 +11,7 @@ Each architecture runs in a process of its own and is written at once; those
 that the file has are left out, so that the script goes on where it stopped.
 
     python benchmarks/applications.py
-    python benchmarks/applications.py --only ResNet152 --output /tmp/table.json
+    python benchmarks/applications.py --only ResNet152 --output table.json
 """
 
 import argparse

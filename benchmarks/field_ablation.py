@@ -43,7 +43,7 @@ VARIANTS = {
 def run(variant, seed, epochs, base_weights, data, test):
     field, sampler, arguments = VARIANTS[variant]
     keras.utils.set_random_seed(seed)
-    model = mnist_lenet.build_lenet()
+    model = nm.models.lenet()
     model.load_weights(base_weights)
     hyper = nm.ManifoldHyperModel(
         model,
@@ -103,7 +103,7 @@ def main():
         base_weights = work / f"base_{options.base_epochs}_{seed}.weights.h5"
         if not base_weights.exists():
             keras.utils.set_random_seed(seed)
-            model = mnist_lenet.build_lenet()
+            model = nm.models.lenet()
             mnist_lenet.train(model, "LeNet", data, test, options.base_epochs)
             model.save_weights(base_weights)
         for variant in options.variants:

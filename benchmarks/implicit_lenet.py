@@ -67,22 +67,6 @@ def load_data(quick):
     return parts
 
 
-def build_lenet():
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(128, 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(10),
-        ]
-    )
-
-
 class History(keras.callbacks.Callback):
     """Logs and seconds of each epoch, kept beside the saved weights."""
 
@@ -136,7 +120,7 @@ def main(arguments=None):
     data, test = load_data(options.quick)
     steps = -(-len(data[0]) // BATCH_SIZE)
 
-    model = build_lenet()
+    model = nm.models.lenet()
     base = train(
         model,
         "base",

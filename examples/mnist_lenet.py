@@ -126,23 +126,6 @@ def load_data(name):
     )
 
 
-def build_lenet(widths=(32, 64, 128)):
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(widths[0], 3, activation="relu", name="conv1"),
-            layers.MaxPooling2D(name="pool1"),
-            layers.Conv2D(widths[1], 3, activation="relu", name="conv2"),
-            layers.MaxPooling2D(name="pool2"),
-            layers.Conv2D(widths[2], 3, activation="relu", name="conv3"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(10, name="classes"),
-        ],
-        name="lenet",
-    )
-
-
 def compile_model(model, steps, learning_rate=1e-3):
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(
@@ -219,7 +202,7 @@ def main(arguments=None):
         f"backend {keras.backend.backend()}"
     )
 
-    model = build_lenet()
+    model = nm.models.lenet()
     nm.trace(model).summary()
     seconds = {"base": train(model, "LeNet", data, test, base_epochs)}
 
@@ -232,7 +215,7 @@ def main(arguments=None):
         hyper, "Its weight manifold, every width at once", data, test, epochs
     )
 
-    quarter = build_lenet((8, 16, 32))
+    quarter = nm.models.lenet((8, 16, 32))
     seconds["individual"] = train(
         quarter,
         "A quarter-size LeNet by itself, as many steps",

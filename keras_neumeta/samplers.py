@@ -235,12 +235,14 @@ class Sandwich(SizeSampler):
         return (self.max_ratio, self.min_ratio)
 
     def sample(self):
+        return [self.max_ratio, *self.sample_random(), self.min_ratio]
+
+    def sample_random(self):
+        """The random ratios of one step."""
         span = self.max_ratio - self.min_ratio
         draws = self.next() if self.num_random else ()
         return [
-            self.max_ratio,
-            *(self.min_ratio + span * draws[i] for i in range(self.num_random)),
-            self.min_ratio,
+            self.min_ratio + span * draws[i] for i in range(self.num_random)
         ]
 
     def get_config(self):
@@ -283,17 +285,13 @@ class Independent(Sandwich):
         own = {key: store[key] for key in store.keys() if key != "generator"}
         super().load_own_variables(own)
 
-    def sample(self):
+    def sample_random(self):
         return [
-            self.max_ratio,
-            *(
-                keras.random.uniform(
-                    (self.num_groups,),
-                    self.min_ratio,
-                    self.max_ratio,
-                    seed=self.seed_generator,
-                )
-                for _ in range(self.num_random)
-            ),
-            self.min_ratio,
+            keras.random.uniform(
+                (self.num_groups,),
+                self.min_ratio,
+                self.max_ratio,
+                seed=self.seed_generator,
+            )
+            for _ in range(self.num_random)
         ]

@@ -61,9 +61,9 @@ def smooth(model, seed=0, verbose="auto", layers=None, effort=1.0):
             1,024 channels and more.
         layers: The layers whose channels may be permuted; see `trace`.
             Default: all.
-        effort: Length of the path search relative to the usual one, for
-            networks with many wide groups: 0.1 gives paths that are about a
-            percent longer, 0 takes the nearest neighbour each time.
+        effort: Length of the path search relative to the usual one, less for
+            networks with many wide groups; 0 takes the nearest neighbour each
+            time.
 
     Returns:
         A new model with the same function, whose `total_variation` is not

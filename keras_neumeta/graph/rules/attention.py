@@ -1,22 +1,22 @@
 """Multi-head attention: heads and embedding width."""
 
-import math
-
 import keras
 import numpy as np
 
 from keras_neumeta.graph.rules.registry import (
-    freeze_axes,
+    freeze_positions,
+    has_plain_weights,
     layer_classes,
+    num_positions,
     register_rule,
 )
 
 
-def _inputs(call, layer):
+def _inputs(call):
     query, value, key = call.bind("query", "value", "key")
     key = value if key is None else key
     for x in (query, value, key):
-        freeze_axes(call, x, range(1, len(x.shape) - 1))
+        freeze_positions(call, x, -1)
     return query, value, key
 
 
@@ -26,15 +26,9 @@ def _projection(call, dense, inputs, heads, positions):
     call.weight(dense.bias, {0: heads})
 
 
-def _length(x):
-    return math.prod(size or 1 for size in x.shape[1:-1])
-
-
 def _plain(call, layer, dense):
     """Whether the kernels are plain ones; freezes the channels if not."""
-    if getattr(dense, "lora_enabled", False) or getattr(
-        dense, "quantization_mode", None
-    ):
+    if not has_plain_weights(dense):
         call.freeze_inputs(
             f"layer '{layer.name}' has LoRA or quantized weights"
         )
@@ -45,20 +39,32 @@ def _plain(call, layer, dense):
 @register_rule(keras.layers.MultiHeadAttention)
 def multi_head_attention(call):
     layer = call.layer
-    query, value, key = _inputs(call, layer)
+    query, value, key = _inputs(call)
     if not _plain(call, layer, layer.query_dense):
         return call.output()
     heads = call.new_channels(layer.num_heads)
     _projection(
-        call, layer.query_dense, query.channels(-1), heads, _length(query)
+        call,
+        layer.query_dense,
+        query.channels(-1),
+        heads,
+        num_positions(query.shape),
     )
-    _projection(call, layer.key_dense, key.channels(-1), heads, _length(key))
     _projection(
-        call, layer.value_dense, value.channels(-1), heads, _length(value)
+        call, layer.key_dense, key.channels(-1), heads, num_positions(key.shape)
+    )
+    _projection(
+        call,
+        layer.value_dense,
+        value.channels(-1),
+        heads,
+        num_positions(value.shape),
     )
     gate = getattr(layer, "_gate_dense", None)
     if gate is not None:
-        _projection(call, gate, query.channels(-1), heads, _length(query))
+        _projection(
+            call, gate, query.channels(-1), heads, num_positions(query.shape)
+        )
     call.resize("num_heads", heads)
     output = layer.output_dense
     shape = call.output_shapes[0]
@@ -66,7 +72,9 @@ def multi_head_attention(call):
     if len(output.kernel.shape) == 3:
         labels = call.new_channels(shape[-1])
         call.resize("output_shape", [labels])
-    call.weight(output.kernel, {0: heads, 2: labels}, (0, 1), _length(query))
+    call.weight(
+        output.kernel, {0: heads, 2: labels}, (0, 1), num_positions(query.shape)
+    )
     call.weight(output.bias, {0: labels})
     outputs = [call.output({-1: labels})]
     if len(call.output_shapes) > 1:  # the attention scores
@@ -77,23 +85,37 @@ def multi_head_attention(call):
 @register_rule(*layer_classes("GroupQueryAttention", "GroupedQueryAttention"))
 def grouped_query_attention(call):
     layer = call.layer
-    query, value, key = _inputs(call, layer)
+    query, value, key = _inputs(call)
     dense = layer._query_dense
     if not _plain(call, layer, dense):
         return call.output()
     shared = call.new_channels(layer.num_key_value_heads)
     heads = np.repeat(shared, layer.num_query_heads // len(shared))
-    _projection(call, dense, query.channels(-1), heads, _length(query))
-    _projection(call, layer._key_dense, key.channels(-1), shared, _length(key))
     _projection(
-        call, layer._value_dense, value.channels(-1), shared, _length(value)
+        call, dense, query.channels(-1), heads, num_positions(query.shape)
+    )
+    _projection(
+        call,
+        layer._key_dense,
+        key.channels(-1),
+        shared,
+        num_positions(key.shape),
+    )
+    _projection(
+        call,
+        layer._value_dense,
+        value.channels(-1),
+        shared,
+        num_positions(value.shape),
     )
     call.resize("num_query_heads", heads)
     call.resize("num_key_value_heads", shared)
     # The width of the output is that of the query.
     output = layer._output_dense
     labels = query.channels(-1)
-    call.weight(output.kernel, {0: heads, 2: labels}, (0, 1), _length(query))
+    call.weight(
+        output.kernel, {0: heads, 2: labels}, (0, 1), num_positions(query.shape)
+    )
     call.weight(output.bias, {0: labels})
     outputs = [call.output({-1: labels})]
     if len(call.output_shapes) > 1:

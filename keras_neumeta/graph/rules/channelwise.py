@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 
-from keras_neumeta.graph.masking import fill
 from keras_neumeta.graph.rules.registry import (
     ELEMENTWISE_LAYERS,
     apply_activation,
+    axes_of,
+    mix_filled,
     register_named,
     register_rule,
 )
@@ -83,22 +84,13 @@ def layer_scale(call):
 @register_rule(keras.layers.Softmax)
 def softmax(call, axis=None):
     x = call.inputs[0]
-    axes = call.layer.axis if axis is None else axis
-    axes = [axes] if isinstance(axes, int) else axes
-    labelled = [n % len(x.shape) for n in axes if x.channels(n) is not None]
-    call.masked(
-        [x.channels(n) for n in labelled],
-        fill("lowest", [([0], n) for n in labelled]),
-    )
+    axis = call.layer.axis if axis is None else axis
+    mix_filled(call, x, axes_of(axis, len(x.shape)), "lowest")
     return call.output(x.labels)
 
 
 @register_rule(keras.layers.Masking)
 def masking(call):
     x = call.inputs[0]
-    if x.channels(-1) is not None:
-        call.masked(
-            [x.channels(-1)],
-            fill(call.layer.mask_value, [([0], len(x.shape) - 1)]),
-        )
+    mix_filled(call, x, [len(x.shape) - 1], call.layer.mask_value)
     return call.output(x.labels)

@@ -7,18 +7,19 @@ import numpy as np
 
 from keras_neumeta.graph.rules.registry import (
     apply_activation,
+    block_channels,
     channel_axis,
     freeze_positions,
+    has_plain_weights,
     layer_classes,
+    num_positions,
     other_axes,
     register_rule,
 )
 
 
 def _kernel(call, layer, labels, summed, positions, along=()):
-    if getattr(layer, "lora_enabled", False) or getattr(
-        layer, "quantization_mode", None
-    ):
+    if not has_plain_weights(layer):
         for value in labels.values():
             call.freeze(
                 value,
@@ -26,13 +27,6 @@ def _kernel(call, layer, labels, summed, positions, along=()):
             )
         return
     call.weight(layer.kernel, labels, summed, positions, along)
-
-
-def _num_positions(shape, axis):
-    """Number of positions of a feature map (1 where unknown)."""
-    return math.prod(
-        size or 1 for n, size in enumerate(shape) if n not in (0, axis)
-    )
 
 
 def _repeats(x, axes):
@@ -140,9 +134,7 @@ def embedding(call):
     x = call.inputs[0]
     layer = call.layer
     channels = call.new_channels(layer.output_dim)
-    if getattr(layer, "lora_enabled", False) or getattr(
-        layer, "quantization_mode", None
-    ):
+    if not has_plain_weights(layer):
         call.freeze(
             channels, f"layer '{layer.name}' has LoRA or quantized weights"
         )
@@ -150,20 +142,6 @@ def embedding(call):
         call.weight(layer.embeddings, {1: channels}, table=True)
     call.resize("output_dim", channels)
     return call.output({**x.labels, -1: channels})
-
-
-def _block_channels(call, labels, groups):
-    """Labels of the channels of one block of a grouped convolution.
-
-    Ties the channels across the blocks, since every block must keep equally
-    many.
-    """
-    if labels is None or groups == 1:
-        return labels
-    blocks = labels.reshape(groups, -1)
-    for block in blocks[1:]:
-        call.tie(blocks[0], block)
-    return blocks[0]
 
 
 @register_rule(
@@ -181,14 +159,15 @@ def conv(call):
     if layer.groups > 1 and layer.groups == x.shape[axis]:
         return _grouped_depthwise(call, x, axis)
     filters = call.new_channels(layer.filters)
-    _block_channels(call, filters, layer.groups)
-    inputs = _block_channels(call, inputs, layer.groups)
+    block_channels(call, filters, layer.groups)
+    if inputs is not None:
+        inputs = block_channels(call, inputs, layer.groups)
     _kernel(
         call,
         layer,
         {rank - 2: inputs, rank - 1: filters},
         (rank - 2,),
-        _num_positions(call.output_shapes[0], axis),
+        num_positions(call.output_shapes[0], axis),
     )
     call.weight(layer.bias, {0: filters})
     call.resize("filters", filters)
@@ -208,7 +187,7 @@ def _grouped_depthwise(call, x, axis):
         layer,
         {len(x.shape) - 1: outputs},
         (),
-        _num_positions(call.output_shapes[0], axis),
+        num_positions(call.output_shapes[0], axis),
     )
     call.weight(layer.bias, {0: outputs})
     call.resize("groups", inputs)
@@ -233,7 +212,7 @@ def conv_transpose(call):
         layer.kernel,
         {rank - 2: filters, rank - 1: x.channels(axis)},
         (rank - 1,),
-        _num_positions(x.shape, axis),
+        num_positions(x.shape, axis),
     )
     call.weight(layer.bias, {0: filters})
     call.resize("filters", filters)
@@ -254,7 +233,7 @@ def depthwise_conv(call):
     freeze_positions(call, x, axis)
     inputs = x.channels(axis)
     outputs = _depthwise_labels(inputs, layer.depth_multiplier)
-    positions = _num_positions(call.output_shapes[0], axis)
+    positions = num_positions(call.output_shapes[0], axis)
     call.weight(layer.kernel, {rank - 2: inputs}, positions=positions)
     call.weight(layer.bias, {0: outputs})
     apply_activation(call, outputs)
@@ -271,7 +250,7 @@ def separable_conv(call):
     inputs = x.channels(axis)
     hidden = _depthwise_labels(inputs, layer.depth_multiplier)
     filters = call.new_channels(layer.filters)
-    positions = _num_positions(call.output_shapes[0], axis)
+    positions = num_positions(call.output_shapes[0], axis)
     call.weight(layer.depthwise_kernel, {rank - 2: inputs}, positions=positions)
     call.weight(
         layer.pointwise_kernel,

@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_neumeta.graph.masking import fill
 from keras_neumeta.graph.rules.registry import (
-    freeze_axes,
+    freeze_positions,
     register_named,
     register_rule,
 )
@@ -225,7 +225,7 @@ def attention(call):
     given = keras.tree.flatten(call.args[0])
     key = call.inputs[2] if len(given) > 2 else value
     for x in (query, value, key):
-        freeze_axes(call, x, range(1, len(x.shape) - 1))
+        freeze_positions(call, x, -1)
     labels = query.channels(-1)
     call.tie(labels, key.channels(-1))
     additive = isinstance(call.layer, keras.layers.AdditiveAttention)

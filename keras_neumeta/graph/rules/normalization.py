@@ -1,18 +1,21 @@
 """Layers that normalize across channels."""
 
+import functools
+
 import keras
 
 from keras_neumeta.graph.masking import (
-    fill,
     group_normalize_present,
     normalize_present,
 )
-from keras_neumeta.graph.rules.registry import layer_classes, register_rule
-
-
-def _axes(layer, rank):
-    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
-    return sorted(axis % rank for axis in axes)
+from keras_neumeta.graph.rules.registry import (
+    axes_of,
+    block_channels,
+    layer_classes,
+    mix,
+    mix_filled,
+    register_rule,
+)
 
 
 @register_rule(keras.layers.LayerNormalization)
@@ -24,29 +27,27 @@ def layer_normalization(call):
             f"layer '{layer.name}' uses the deprecated `rms_scaling`"
         )
         return call.output(x.labels)
-    axes = _axes(layer, len(x.shape))
+    axes = axes_of(layer.axis, len(x.shape))
     labels = {place: x.channels(axis) for place, axis in enumerate(axes)}
     call.weight(layer.gamma, labels)
     call.weight(layer.beta, labels)
-    labelled = [axis for axis in axes if x.channels(axis) is not None]
-    call.masked(
-        [x.channels(axis) for axis in labelled], normalize_present(labelled)
-    )
+    mix(call, x, axes, normalize_present)
     return call.output(x.labels)
 
 
 @register_rule(*layer_classes("RMSNormalization"))
 def rms_normalization(call):
     (x,) = call.inputs
-    axes = _axes(call.layer, len(x.shape))
+    axes = axes_of(call.layer.axis, len(x.shape))
     call.weight(
         call.layer.scale,
         {place: x.channels(axis) for place, axis in enumerate(axes)},
     )
-    labelled = [axis for axis in axes if x.channels(axis) is not None]
-    call.masked(
-        [x.channels(axis) for axis in labelled],
-        normalize_present(labelled, root_mean_square=True),
+    mix(
+        call,
+        x,
+        axes,
+        functools.partial(normalize_present, root_mean_square=True),
     )
     return call.output(x.labels)
 
@@ -54,15 +55,7 @@ def rms_normalization(call):
 @register_rule(keras.layers.UnitNormalization)
 def unit_normalization(call):
     (x,) = call.inputs
-    labelled = [
-        axis
-        for axis in _axes(call.layer, len(x.shape))
-        if x.channels(axis) is not None
-    ]
-    call.masked(
-        [x.channels(axis) for axis in labelled],
-        fill(0.0, [([0], axis) for axis in labelled]),
-    )
+    mix_filled(call, x, axes_of(call.layer.axis, len(x.shape)), 0.0)
     return call.output(x.labels)
 
 
@@ -84,8 +77,7 @@ def group_normalization(call):
     if layer.groups == len(labels):  # each channel alone
         call.resize("groups", labels)
         return call.output({axis: labels})
-    blocks = labels.reshape(layer.groups, -1)
-    for block in blocks[1:]:
-        call.tie(blocks[0], block)
-    call.masked([blocks[0]], group_normalize_present)
+    call.masked(
+        [block_channels(call, labels, layer.groups)], group_normalize_present
+    )
     return call.output({axis: labels})

@@ -5,7 +5,13 @@ import numpy as np
 
 from keras_neumeta.graph.masking import fill
 from keras_neumeta.graph.rules.merging import broadcast
-from keras_neumeta.graph.rules.registry import register_named
+from keras_neumeta.graph.rules.registry import (
+    axes_of,
+    block_channels,
+    freeze_positions,
+    mix_filled,
+    register_named,
+)
 from keras_neumeta.graph.tracer import TracedTensor
 
 
@@ -107,12 +113,6 @@ _NEUTRAL = {
 }
 
 
-def _reduced_axes(layer, rank):
-    axes = layer.axis
-    axes = range(rank) if axes is None else axes
-    return [axis % rank for axis in ([axes] if isinstance(axes, int) else axes)]
-
-
 def _kept_labels(x, gone, keepdims):
     kept = [axis for axis in range(len(x.shape)) if axis not in gone]
     return {
@@ -127,16 +127,8 @@ def reduction(call):
     (x,) = call.inputs
     layer = call.layer
     kind = type(layer).__name__
-    gone = _reduced_axes(layer, len(x.shape))
-    labelled = [axis for axis in gone if x.channels(axis) is not None]
-    call.masked(
-        [x.channels(axis) for axis in labelled],
-        fill(
-            _NEUTRAL[kind],
-            [([0], axis) for axis in labelled],
-            rescale=kind == "Mean",
-        ),
-    )
+    gone = axes_of(layer.axis, len(x.shape))
+    mix_filled(call, x, gone, _NEUTRAL[kind], rescale=kind == "Mean")
     keepdims = getattr(layer, "keepdims", False)
     return call.output(_kept_labels(x, gone, keepdims))
 
@@ -146,7 +138,7 @@ def unmasked_reduction(call):
     """Reductions that zeros, ones or extremes do not leave as they are."""
     (x,) = call.inputs
     layer = call.layer
-    gone = _reduced_axes(layer, len(x.shape))
+    gone = axes_of(layer.axis, len(x.shape))
     for axis in gone:
         call.freeze(
             x.channels(axis),
@@ -160,15 +152,7 @@ def unmasked_reduction(call):
 def across(call):
     x = call.inputs[0]
     neutral = 0.0 if type(call.layer).__name__ == "Normalize" else "lowest"
-    labelled = [
-        axis
-        for axis in _reduced_axes(call.layer, len(x.shape))
-        if x.channels(axis) is not None
-    ]
-    call.masked(
-        [x.channels(axis) for axis in labelled],
-        fill(neutral, [([0], axis) for axis in labelled]),
-    )
+    mix_filled(call, x, axes_of(call.layer.axis, len(x.shape)), neutral)
     return call.output(x.labels)
 
 
@@ -178,9 +162,7 @@ def gated(call):
     axis = call.layer.axis % len(x.shape)
     labels = dict(x.labels)
     if axis in labels:
-        first, second = labels[axis].reshape(2, -1)
-        call.tie(first, second)
-        labels[axis] = first
+        labels[axis] = block_channels(call, labels[axis], 2)
     return call.output(labels)
 
 
@@ -193,9 +175,5 @@ def positionwise(call):
     first = getattr(call.layer, "data_format", None)
     first = (first or keras.config.image_data_format()) == "channels_first"
     axis = 1 if first else len(x.shape) - 1
-    for other, value in x.labels.items():
-        if other != axis:
-            call.freeze(
-                value, f"layer '{call.layer.name}' treats them as positions"
-            )
+    freeze_positions(call, x, axis)
     return call.output({axis: x.channels(axis)})

@@ -1,13 +1,12 @@
 """Recurrent layers."""
 
-import math
-
 import keras
 import numpy as np
 
 from keras_neumeta.graph.rules.registry import (
-    freeze_axes,
+    freeze_positions,
     is_elementwise,
+    num_positions,
     register_rule,
 )
 
@@ -44,7 +43,7 @@ def _cell(call, cell, prefix, inputs, steps):
 
 def _recur(call, layer, x, initial, prefix):
     """A recurrent layer. Returns labels of the outputs and of the states."""
-    steps = math.prod(size or 1 for size in x.shape[1:-1])
+    steps = num_positions(x.shape)
     cell = layer.cell
     if isinstance(cell, keras.layers.StackedRNNCells):
         cells = [
@@ -100,7 +99,7 @@ def recurrent(call):
     if not _known(call.layer):
         return _no_rule(call)
     x, initial = _inputs(call)
-    freeze_axes(call, x, range(1, len(x.shape) - 1))
+    freeze_positions(call, x, -1)
     labels, states = _recur(call, call.layer, x, initial, "")
     return _outputs(call, labels, states)
 
@@ -112,7 +111,7 @@ def bidirectional(call):
     if not _known(forward) or not _known(backward):
         return _no_rule(call)
     x, initial = _inputs(call)
-    freeze_axes(call, x, range(1, len(x.shape) - 1))
+    freeze_positions(call, x, -1)
     half = len(initial) // 2
     first, states = _recur(call, forward, x, initial[:half], "layer.config.")
     second, more = _recur(

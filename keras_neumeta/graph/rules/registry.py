@@ -1,6 +1,10 @@
 """The registry of layer rules."""
 
+import math
+
 import keras
+
+from keras_neumeta.graph.masking import fill
 
 _RULES: dict = {}  # class -> rule
 _NAMED_RULES: dict = {}  # name of a class that Keras does not export -> rule
@@ -209,3 +213,61 @@ def freeze_axes(call, x, axes):
 def freeze_positions(call, x, axis):
     """Freezes the labels of all axes but the channel axis."""
     freeze_axes(call, x, [n for n in x.labels if n != axis % len(x.shape)])
+
+
+def num_positions(shape, axis=-1):
+    """Number of positions of a feature map (1 where unknown)."""
+    axis = axis % len(shape)
+    return math.prod(
+        size or 1 for n, size in enumerate(shape) if n not in (0, axis)
+    )
+
+
+def has_plain_weights(layer):
+    """Whether the weights are neither quantized nor extended by LoRA."""
+    return not (
+        getattr(layer, "lora_enabled", False)
+        or getattr(layer, "quantization_mode", None)
+    )
+
+
+def block_channels(call, labels, blocks):
+    """Labels of the channels of one of several equal blocks.
+
+    Ties the channels across the blocks, since every block must keep equally
+    many.
+    """
+    first, *others = labels.reshape(blocks, -1)
+    for block in others:
+        call.tie(first, block)
+    return first
+
+
+def axes_of(axis, rank):
+    """An `axis` argument as a sorted list of axes, all for `None`."""
+    axes = range(rank) if axis is None else axis
+    return sorted(n % rank for n in ([axes] if isinstance(axes, int) else axes))
+
+
+def mix(call, x, axes, make):
+    """Says that a layer mixes the channels on some axes of its input.
+
+    Args:
+        call: `LayerCall`.
+        x: The input, the first argument.
+        axes: The axes that it mixes.
+        make: Function that makes the computation (`LayerCall.masked`) from
+            those of the axes that have channels.
+    """
+    labelled = [axis for axis in axes if x.channels(axis) is not None]
+    call.masked([x.channels(axis) for axis in labelled], make(labelled))
+
+
+def mix_filled(call, x, axes, value, rescale=False):
+    """Like `mix`, where absent channels get a neutral value."""
+    mix(
+        call,
+        x,
+        axes,
+        lambda labelled: fill(value, [([0], n) for n in labelled], rescale),
+    )

@@ -95,9 +95,6 @@ def _segments(old, new):
                     return segments
                 new_size *= new[j]
         segments.append((i, last, j, new_last))
-    # Axes of size 1 may remain on either side.
-    while segments and j and new[j - 1] == 1:
-        j -= 1
     return segments
 
 
