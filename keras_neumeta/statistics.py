@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.fields.interpolation import (
+    bundles,
     group_matrices,
     interpolation_matrix,
     is_static,
@@ -50,11 +51,7 @@ class StatisticsField(keras.layers.Layer):
         self.layouts = [x for x in graph.layouts if x.role == "statistic"]
         # Statistics of the same channels are one array: fewer, larger
         # operations in each step.
-        members: dict = {}
-        for index, layout in enumerate(self.layouts):
-            key = (layout.shape, *(_axis_key(a) for a in layout.axes.items()))
-            members.setdefault(key, []).append(index)
-        self.bundles = list(members.values())
+        self.bundles = bundles(self.layouts)
         self.knots, self.lowest = [], []
         # Row b averages the kept widths of the groups of bundle b.
         self.kept_weights = np.zeros(
@@ -201,9 +198,3 @@ class StatisticsField(keras.layers.Layer):
             "num_knots": self.num_knots,
             "stretch": self.stretch,
         }
-
-
-def _axis_key(item):
-    number, axis = item
-    order = None if axis.order is None else axis.order.tobytes()
-    return number, axis.pieces, order

@@ -1,5 +1,8 @@
 """Reading an axis of `N` control points at the positions of `n` channels."""
 
+import math
+
+import keras
 import numpy as np
 from keras import ops
 
@@ -118,26 +121,34 @@ def transform_axis(value, number, axis, matrices, result_axis):
     """
     if all(matrices[piece.group] is None for piece in axis.pieces):
         return value
-    last = len(value.shape) - 1
-    value = ops.moveaxis(value, number, last)
     if axis.order is not None:
-        value = ops.take(value, axis.order, axis=last)
-    lead = tuple(value.shape[:-1])
+        value = ops.take(value, axis.order, axis=number)
+    before, after = value.shape[:number], value.shape[number + 1 :]
     parts, start = [], 0
     runs = _runs(axis.pieces, matrices)
     for matrix, channels, length in runs:
         stop = start + length
-        part = value[..., start:stop] if len(runs) > 1 else value
+        part = value
+        if len(runs) > 1:
+            part = value[(*[slice(None)] * number, slice(start, stop))]
         if matrix is not None:
-            part = ops.reshape(part, (-1, channels))
-            part = ops.matmul(part, matrix)
-            part = ops.reshape(part, (*lead, -1))
+            part = _multiply(part, channels, math.prod(after), matrix)
+            part = ops.reshape(part, (*before, -1, *after))
         parts.append(part)
         start = stop
-    value = ops.concatenate(parts, axis=last) if len(parts) > 1 else parts[0]
+    value = ops.concatenate(parts, axis=number) if len(parts) > 1 else parts[0]
     if result_axis.inverse is not None:
-        value = ops.take(value, result_axis.inverse, axis=last)
-    return ops.moveaxis(value, last, number)
+        value = ops.take(value, result_axis.inverse, axis=number)
+    return value
+
+
+def _multiply(value, channels, width, matrix):
+    """Multiplies blocks of `channels` rows of that width, from the left."""
+    if width == 1:
+        return ops.matmul(ops.reshape(value, (-1, channels)), matrix)
+    blocks = math.prod(value.shape) // (channels * width)
+    shape = (channels, width) if blocks == 1 else (-1, channels, width)
+    return ops.matmul(ops.transpose(matrix), ops.reshape(value, shape))
 
 
 def _runs(pieces, matrices):
@@ -169,7 +180,7 @@ def group_matrices(graph, sizes, make):
         make: Function `(number, group) -> matrix`.
 
     Returns:
-        Dict from group index to matrix.
+        Dict from group index to what was made, arrays as tensors.
     """
     made: dict = {}
     result = {}
@@ -178,9 +189,15 @@ def group_matrices(graph, sizes, make):
         if isinstance(number, int):
             key = number, group.num_channels
         if key not in made:
-            made[key] = make(number, group)
+            made[key] = keras.tree.map_structure(
+                _to_tensor, make(number, group)
+            )
         result[group.index] = made[key]
     return result
+
+
+def _to_tensor(value):
+    return ops.convert_to_tensor(value) if hasattr(value, "ndim") else value
 
 
 def result_axes(graph, layout, sizes):
@@ -257,17 +274,43 @@ def interpolate_weights(
                 None if matrix is None else matrix * scales[index]
             )
         scaled[index] = products[id(matrix)]
-    weights = []
-    for layout, value in zip(layouts, points):
-        value = ops.convert_to_tensor(value)
+    weights = [None] * len(layouts)
+    for bundle in bundles(layouts):
+        layout = layouts[bundle[0]]
+        # Vectors are many and small, kernels few and large.
+        together = len(layout.shape) == 1 and len(bundle) > 1
+        parts = [bundle] if together else [[index] for index in bundle]
         results = result_axes(graph, layout, sizes)
-        for number, axis in layout.axes.items():
-            value = transform_axis(
-                value,
-                number,
-                axis,
-                scaled if number in layout.summed else matrices,
-                results[number],
-            )
-        weights.append(value)
+        for part in parts:
+            value = ops.convert_to_tensor(points[part[0]])
+            if together:
+                value = ops.concatenate([points[i][None] for i in part], axis=0)
+            for number, axis in layout.axes.items():
+                value = transform_axis(
+                    value,
+                    number + together,
+                    axis,
+                    scaled if number in layout.summed else matrices,
+                    results[number],
+                )
+            values = ops.unstack(value, len(part)) if together else [value]
+            for index, value in zip(part, values):
+                weights[index] = value
     return weights
+
+
+def bundles(layouts):
+    """Layouts of the same shape and axes: lists of their indices."""
+    members: dict = {}
+    for index, layout in enumerate(layouts):
+        axes = (
+            (
+                number,
+                axis.pieces,
+                None if axis.order is None else axis.order.tobytes(),
+            )
+            for number, axis in layout.axes.items()
+        )
+        key = (layout.shape, tuple(layout.summed), *axes)
+        members.setdefault(key, []).append(index)
+    return list(members.values())
