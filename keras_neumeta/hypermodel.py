@@ -17,7 +17,7 @@ from keras_neumeta.fields import (
     WeightField,
 )
 from keras_neumeta.fields.interpolation import is_static
-from keras_neumeta.graph import assign, resize, trace
+from keras_neumeta.graph import assign, layer_patterns, resize, trace
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
@@ -111,10 +111,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         name=None,
         **kwargs,
     ):
-        if layers is not None and not isinstance(layers, str):
-            if isinstance(layers, keras.layers.Layer):
-                layers = [layers]
-            layers = [getattr(layer, "name", layer) for layer in layers]
+        if layers is not None:
+            layers = layer_patterns(layers)
         graph = trace(model, layers)
         _check_target(graph)
         _warn_of_ignored(model)

@@ -8,11 +8,11 @@ from keras_neumeta.fields.interpolation import (
     bundles,
     group_matrices,
     interpolation_matrix,
-    is_static,
     result_axes,
     spreading_matrix,
     transform_axis,
 )
+from keras_neumeta.fields.size_knots import SizeKnots
 from keras_neumeta.serialization import register_serializable
 
 
@@ -53,23 +53,15 @@ class StatisticsField(keras.layers.Layer):
         # operations in each step.
         self.bundles = bundles(self.layouts)
         self.knots, self.lowest = [], []
-        # Row b averages the kept widths of the groups of bundle b.
-        self.kept_weights = np.zeros(
-            (len(self.bundles), len(graph.groups)), "float32"
+        self.size_knots = SizeKnots(
+            graph,
+            [self.layouts[bundle[0]] for bundle in self.bundles],
+            np.linspace(self.min_ratio, 1.0, self.num_knots)
+            if self.num_knots > 1
+            else [1.0],
         )
         for number, bundle in enumerate(self.bundles):
             layout = self.layouts[bundle[0]]
-            groups = [
-                piece.group
-                for axis in layout.axes.values()
-                for piece in axis.pieces
-            ]
-            if not groups or not all(graph.groups[g].morphable for g in groups):
-                # Their channels stay, but what they measure changes with
-                # the size of the rest.
-                groups = [group.index for group in graph.morphable_groups]
-            for group in groups:
-                self.kept_weights[number, group] += 1 / len(groups)
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             variable = self.add_weight(
                 shape=(self.num_knots, *value.shape),
@@ -99,7 +91,7 @@ class StatisticsField(keras.layers.Layer):
                 number, group.num_channels, stretch=self.stretch
             ),
         )
-        hats = self._hats(sizes)
+        hats = self.size_knots.weights(sizes)
         values = [None] * len(self.layouts)
         for number, bundle in enumerate(self.bundles):
             knots = ops.convert_to_tensor(self.knots[number])
@@ -129,7 +121,7 @@ class StatisticsField(keras.layers.Layer):
         )
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
-        hats = self._hats(sizes)
+        hats = self.size_knots.weights(sizes)
         for number, bundle in enumerate(self.bundles):
             old = ops.stack([before[index] for index in bundle])
             new = ops.stack([after[index] for index in bundle])
@@ -170,26 +162,6 @@ class StatisticsField(keras.layers.Layer):
         shape = [1] * len(change.shape)
         shape[number] = -1
         return change * ops.reshape(mask, shape)
-
-    def _hats(self, sizes):
-        """Weight of each knot for each bundle, `(bundles, num_knots)`."""
-        knots = np.arange(self.num_knots, dtype="float32")
-        full = np.array(self.graph.full_sizes, "float32")
-        span = max(1.0 - self.min_ratio, 1e-6)
-        if is_static(sizes):
-            kept = self.kept_weights @ (np.array(sizes, "float32") / full)
-            place = np.clip((kept - self.min_ratio) / span, 0.0, 1.0)
-            place = place[:, None] * (self.num_knots - 1)
-            hats = np.maximum(1.0 - np.abs(place - knots), 0.0)
-            return ops.convert_to_tensor(hats, "float32")
-        kept = ops.matmul(
-            ops.convert_to_tensor(self.kept_weights),
-            ops.cast(sizes, "float32") / ops.convert_to_tensor(full),
-        )
-        place = ops.clip((kept - self.min_ratio) / span, 0.0, 1.0)
-        place = ops.expand_dims(place * (self.num_knots - 1), -1)
-        distance = ops.abs(place - ops.convert_to_tensor(knots))
-        return ops.maximum(1.0 - distance, 0.0)
 
     def get_config(self):
         return {

@@ -114,6 +114,24 @@ def test_models_that_cannot_be_traced(use):
         use([1, 2])
 
 
+@pytest.mark.parametrize(
+    "layers, error, message",
+    [
+        (
+            5,
+            TypeError,
+            "`layers` must be a list of names, patterns or layers.*5",
+        ),
+        ([5], TypeError, "`layers` must hold names, patterns or layers.*5"),
+        (["hiden"], ValueError, "no layer of 'example'.*'hiden'.*hidden"),
+    ],
+)
+@pytest.mark.parametrize("use", [trace, ManifoldHyperModel])
+def test_layers_that_may_change(use, layers, error, message):
+    with pytest.raises(error, match=message):
+        use(network(), layers=layers)
+
+
 def test_nothing_to_morph():
     model = keras.Sequential(
         [keras.Input((3,)), layers.Dense(2, name="only")], name="example"

@@ -1,6 +1,7 @@
 """Channel graph: which channels belong together, and networks of any size."""
 
 from keras_neumeta.graph.channel_graph import ChannelGraph as ChannelGraph
+from keras_neumeta.graph.channel_graph import layer_patterns as layer_patterns
 from keras_neumeta.graph.channel_graph import trace as trace
 from keras_neumeta.graph.layout import ChannelGroup as ChannelGroup
 from keras_neumeta.graph.layout import VariableLayout as VariableLayout

@@ -288,21 +288,9 @@ def trace(model, layers=None):
 
 def _restrict(model, groups, layers):
     """Freezes the groups that none of the given layers makes."""
-    if isinstance(layers, str | keras.layers.Layer):
-        layers = [layers]
-    if not isinstance(layers, list | tuple | set):
-        raise TypeError(
-            "Argument `layers` must be a list of names, patterns or layers. "
-            f"Received: {layers!r}"
-        )
-    patterns = [getattr(layer, "name", layer) for layer in layers]
+    patterns = layer_patterns(layers)
     known = sorted({name for group in groups for name in group.makers})
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                "Argument `layers` must hold names, patterns or layers. "
-                f"Received: {pattern!r}"
-            )
         if not matching(known, pattern):
             raise ValueError(
                 f"Argument `layers`: no layer of '{model.name}' that makes "
@@ -315,6 +303,25 @@ def _restrict(model, groups, layers):
         else dataclasses.replace(group, frozen="not among `layers`")
         for group in groups
     ]
+
+
+def layer_patterns(layers):
+    """The argument `layers` of `trace` as a list of names and patterns."""
+    if isinstance(layers, str | keras.layers.Layer):
+        layers = [layers]
+    if not isinstance(layers, list | tuple | set):
+        raise TypeError(
+            "Argument `layers` must be a list of names, patterns or layers. "
+            f"Received: {layers!r}"
+        )
+    patterns = [getattr(layer, "name", layer) for layer in layers]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                "Argument `layers` must hold names, patterns or layers. "
+                f"Received: {pattern!r}"
+            )
+    return patterns
 
 
 def _function(model):
