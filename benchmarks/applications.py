@@ -15,15 +15,15 @@ that the file has are left out, so that the script goes on where it stopped.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 import time
+
+from provenance import provenance
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -181,10 +181,6 @@ def main():
     if options.one:
         print("ROW " + json.dumps(measure(options.one, options.effort)))
         return
-    import keras
-
-    import keras_neumeta as nm
-
     result = {"rows": [], "failed": {}}
     if options.output.exists():
         result = json.loads(options.output.read_text())
@@ -214,15 +210,7 @@ def main():
         result.update(
             seed=0,
             effort=options.effort,
-            backend=keras.backend.backend(),
-            versions={
-                "keras": keras.version(),
-                "keras_neumeta": nm.__version__,
-                "python": platform.python_version(),
-            },
-            machine=f"{os.cpu_count()} cores, {platform.machine()}",
-            date=datetime.date.today().isoformat(),
-            command=" ".join(["python", *sys.argv]),
+            **provenance(),
         )
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -14,12 +14,9 @@ that morphs silenced), stored parameters and seconds per step.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from provenance import provenance
 
 import keras_neumeta as nm
 
@@ -389,15 +387,7 @@ def main():
             "epochs": options.epochs,
             "examples": len(bench.train[0]),
             "minutes": round((time.perf_counter() - start) / 60, 1),
-            "date": datetime.date.today().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
-            "versions": {
-                "keras": keras.version(),
-                "keras_neumeta": nm.__version__,
-                "python": platform.python_version(),
-                "backend": keras.backend.backend(),
-            },
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            **provenance(),
         }
         options.output.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -8,11 +8,9 @@ where the last one stopped.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import sys
 import time
 
@@ -21,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import keras
 import mnist_lenet
+from provenance import provenance
 
 import keras_neumeta as nm
 
@@ -118,15 +117,7 @@ def main():
                 "base_epochs": options.base_epochs,
                 "epochs": options.epochs,
                 "rows": rows,
-                "backend": keras.backend.backend(),
-                "versions": {
-                    "keras": keras.version(),
-                    "keras_neumeta": nm.__version__,
-                    "python": platform.python_version(),
-                },
-                "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-                "date": datetime.date.today().isoformat(),
-                "command": " ".join(["python", *sys.argv]),
+                **provenance(),
             }
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -9,19 +9,16 @@ The state is saved after each epoch; the same command goes on from there.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow_datasets as tfds
+from provenance import provenance
 
 import keras_neumeta as nm
 
@@ -177,24 +174,7 @@ def main(arguments=None):
         field_parameters=hyper.field.count_params(),
         seconds={"base": base.seconds, "field": field.seconds},
         history=field.epochs,
-        backend=keras.backend.backend(),
-        versions={
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("keras", keras.backend.backend(), "numpy")
-            },
-            "keras_neumeta": nm.__version__,
-        },
-        machine={
-            "processor": platform.processor() or platform.machine(),
-            "cpu_count": os.cpu_count(),
-            "load_average": os.getloadavg(),
-        },
-        date=datetime.date.today().isoformat(),
-        command=" ".join(
-            ["python", "benchmarks/implicit_lenet.py", *sys.argv[1:]]
-        ),
+        **provenance(),
     )
     print(f"Written: {path}")
 

@@ -18,16 +18,12 @@ Example:
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from provenance import provenance
 from scipy.spatial.distance import cdist
 
 from keras_neumeta.smoothing.path import path_length, shortest_path
@@ -154,13 +150,6 @@ def measure(name, rows, seed):
     return result
 
 
-def version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="JSON file to write")
@@ -187,22 +176,8 @@ def main():
             flush=True,
         )
     report = {
-        # File names only: where they lie is of no interest elsewhere.
-        "command": " ".join(
-            ["python", "benchmarks/path_benchmark.py"]
-            + [Path(word).name for word in sys.argv[1:]]
-        ),
-        "date": datetime.date.today().isoformat(),
+        **provenance("scipy", "fast_tsp"),
         "seed": arguments.seed,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cpu_count": os.cpu_count(),
-            "load_average": getattr(os, "getloadavg", lambda: None)(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "fast_tsp")},
-        },
         "results": results,
     }
     if arguments.output:

@@ -10,13 +10,10 @@ speed drifts slows both alike; the ratio is the median over pairs of blocks.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 from keras import ops
+from provenance import provenance
 
 import keras_neumeta as nm
 
@@ -163,14 +161,7 @@ def main():
         "backend": backend,
         "rows": rows,
         "seed": 0,
-        "versions": {
-            "keras": keras.version(),
-            "keras_neumeta": nm.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **provenance(),
     }
     path = options.output / f"step_time_{backend}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
