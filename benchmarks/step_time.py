@@ -3,7 +3,7 @@
 For each weight field and sampler: seconds of one compiled training step of
 the hypermodel, of the plain target, their ratio, and the seconds that
 generating the weights takes. Steps of both alternate, so that a machine whose
-speed drifts slows both alike; the ratio is the median over pairs of blocks.
+speed drifts slows both alike; the ratio is the median over blocks.
 
     KERAS_BACKEND=tensorflow python benchmarks/step_time.py
     KERAS_BACKEND=jax python benchmarks/step_time.py --batch-size 32
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -22,32 +21,9 @@ import keras
 import numpy as np
 from keras import ops
 from provenance import provenance
+from timing import alternate, seconds_of
 
 import keras_neumeta as nm
-
-
-def build_resnet20(widths=(16, 32, 64), blocks=3):
-    layers = keras.layers
-
-    def normalized(x, filters, kernel, strides=1):
-        x = layers.Conv2D(
-            filters, kernel, strides, padding="same", use_bias=False
-        )(x)
-        return layers.BatchNormalization()(x)
-
-    inputs = keras.Input((32, 32, 3))
-    x = layers.ReLU()(normalized(inputs, widths[0], 3))
-    for stage, filters in enumerate(widths):
-        for block in range(blocks):
-            strides = 2 if stage and not block else 1
-            shortcut = x
-            if strides == 2:
-                shortcut = normalized(x, filters, 1, strides)
-            x = layers.ReLU()(normalized(x, filters, 3, strides))
-            x = normalized(x, filters, 3)
-            x = layers.ReLU()(layers.Add()([x, shortcut]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10)(x), name="resnet20")
 
 
 def compiled(model):
@@ -56,13 +32,6 @@ def compiled(model):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
-
-
-def seconds_of(function, repeats):
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - start) / repeats
 
 
 def generation_seconds(hyper, repeats):
@@ -111,8 +80,8 @@ def main():
     random = np.random.default_rng(0)
     x = random.normal(size=(options.batch_size, 32, 32, 3)).astype("float32")
     y = random.integers(0, 10, options.batch_size)
-    target = build_resnet20()
-    plain = compiled(build_resnet20())
+    target = nm.models.cifar_resnet(20)
+    plain = compiled(nm.models.cifar_resnet(20))
     plain.train_on_batch(x, y)
     rows = []
     cases = [
@@ -127,20 +96,19 @@ def main():
         start = time.perf_counter()
         hyper.train_on_batch(x, y)
         first = time.perf_counter() - start
-        pairs = []
-        for _ in range(options.blocks):
-            a = seconds_of(
-                lambda h=hyper: h.train_on_batch(x, y), options.steps
-            )
-            b = seconds_of(lambda: plain.train_on_batch(x, y), options.steps)
-            pairs.append((a, b))
+        seconds, plain_seconds, ratio = alternate(
+            lambda h=hyper: h.train_on_batch(x, y),
+            lambda: plain.train_on_batch(x, y),
+            options.blocks,
+            options.steps,
+        )
         row = {
             "field": field_name,
             "sampler": sampler_name,
             "sizes_per_step": 1 if sampler_name == "uniform" else 3,
-            "hyper_seconds": statistics.median(a for a, _ in pairs),
-            "plain_seconds": statistics.median(b for _, b in pairs),
-            "ratio": statistics.median(a / b for a, b in pairs),
+            "hyper_seconds": seconds,
+            "plain_seconds": plain_seconds,
+            "ratio": ratio,
             "generation_seconds": generation_seconds(hyper, options.steps),
             "first_step_seconds": first,
         }

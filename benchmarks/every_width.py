@@ -1,0 +1,472 @@
+"""The manifold of a network beside its rivals and baselines, in one run.
+
+Every method of a task starts from the same base network and sees the same
+data, augmentation and number of optimizer steps. A network trained by itself
+(`individual`, `distilled`) starts from scratch and gets as many steps as the
+base and the method together. Each method is written to the result file when
+it is done and left out where the file has it; a run that was cut off goes on
+from its last epoch.
+
+    python benchmarks/every_width.py mnist-lenet --seed 1
+    python benchmarks/every_width.py cifar10-resnet20 --methods anchored
+
+Reports test accuracy with the network's parameters and MACs, the floor (all
+that morphs silenced), stored parameters and the time of a step.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+from provenance import provenance
+from timing import alternate
+
+import keras_neumeta as nm
+
+BATCH_SIZE = 128
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SWITCHES = (1.0, 0.75, 0.5, 0.25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all methods have in common.
+
+    Attributes:
+        dataset: Name in tensorflow-datasets.
+        network: Function that builds the target.
+        base_epochs, epochs: Of the base, and of each method after it.
+        rate: Learning rate at the start of its cosine.
+        adam: Whether to use Adam, else SGD with momentum.
+        augment: Whether to crop and flip at random.
+        layers: The layers that may change; see `trace`.
+        pretrained: Weights of the base, beside the prepared data sets.
+        trained, tested: Ratios: the range of the training, and the test.
+        beyond: Ratios between and below those, tested too.
+    """
+
+    dataset: str
+    network: object
+    base_epochs: int
+    epochs: int
+    rate: float
+    adam: bool = False
+    augment: bool = True
+    layers: tuple | None = None
+    pretrained: str | None = None
+    trained: tuple = (0.25, 1.0)
+    tested: tuple = (1.0, 0.75, 0.5, 0.25)
+    beyond: tuple = (0.6, 0.1875)
+
+
+def _resnet(depth, shortcut="conv"):
+    return functools.partial(
+        nm.models.cifar_resnet, depth=depth, shortcut=shortcut
+    )
+
+
+TASKS = {
+    "mnist-lenet": Task(
+        "mnist",
+        nm.models.lenet,
+        base_epochs=2,
+        epochs=3,
+        rate=1e-3,
+        adam=True,
+        augment=False,
+        tested=(1.0, 0.75, 0.5, 0.375, 0.25),
+    ),
+    "cifar10-resnet8": Task("cifar10", _resnet(8), 3, 9, 0.1),
+    "cifar10-resnet20": Task("cifar10", _resnet(20), 3, 9, 0.1),
+    # Every inner width of every block; the residual stream stays.
+    "cifar10-resnet20-inner": Task(
+        "cifar10", _resnet(20), 3, 9, 0.1, layers=("stage*_conv1",)
+    ),
+    # What Neural Metamorphosis (ECCV 2024) morphs, and its trained range.
+    "cifar10-resnet20-last": Task(
+        "cifar10",
+        _resnet(20, "pad"),
+        0,
+        3,
+        0.02,
+        layers=("stage3_block2_conv1",),
+        pretrained="resnet20_cifar10.npz",
+        trained=(0.5, 1.0),
+    ),
+}
+
+# Each method by the arguments of its hypermodel, for a seed and the range.
+FIELDS = {
+    "anchored": lambda seed, low: {"sampler": nm.Sandwich(low, seed=seed)},
+    "slimmable": lambda seed, low: {
+        "field": nm.SlimmableField(seed=seed),
+        "sampler": nm.Sandwich(low, seed=seed),
+    },
+    "switchable": lambda seed, low: {
+        "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
+        "sampler": nm.Switches(tuple(r for r in SWITCHES if r >= low)),
+        "distillation": 0.0,
+    },
+    "integral": lambda seed, low: {
+        "field": nm.IntegralField(seed=seed),
+        "sampler": nm.Uniform(low, seed=seed),
+        "distillation": 0.0,
+    },
+    "implicit": lambda seed, low: {
+        "field": nm.ImplicitField(seed=seed),
+        "sampler": nm.Sandwich(low, seed=seed),
+        "distillation": 0.0,
+        "reconstruction": 1.0,
+    },
+}
+SINGLE = ("individual", "distilled")
+PRUNED = ("l1", "l2", "taylor", "hessian", "random")
+
+
+def _changed(**arguments):
+    """The default method with some arguments changed."""
+    return lambda seed, low: {**FIELDS["anchored"](seed, low), **arguments}
+
+
+def _sampled(sampler):
+    return lambda seed, low: {"sampler": sampler(seed, low)}
+
+
+def _field(**arguments):
+    return lambda seed, low: {
+        **FIELDS["anchored"](seed, low),
+        "field": nm.AnchoredField(seed=seed, **arguments),
+    }
+
+
+# One part of the default method changed at a time.
+ABLATIONS = {
+    "no smoothing": _changed(smooth=False),
+    "no distillation": _changed(distillation=0.0),
+    "half distillation": _changed(distillation=0.5),
+    "noise 0.5": _changed(noise=0.5),
+    "noise 1": _changed(noise=1.0),
+    "reconstruction 1": _changed(reconstruction=1.0),
+    "reconstruction 10": _changed(reconstruction=10.0),
+    "reconstruction 100": _changed(reconstruction=100.0),
+    "weight norm 1e-4": _changed(weight_norm=1e-4),
+    "one uniform size": _sampled(lambda seed, low: nm.Uniform(low, seed=seed)),
+    "full size only": _sampled(lambda seed, low: nm.Switches((1.0,))),
+    "two random sizes": _sampled(
+        lambda seed, low: nm.Sandwich(low, num_random=2, seed=seed)
+    ),
+    "cubic": _field(interpolation="cubic"),
+    "gains": _field(correction="gain"),
+    "stretch 0.5": _field(stretch=0.5),
+    "stretch 0": _field(stretch=0.0),
+    "size knots": _field(size_knots=SWITCHES[:0:-1]),
+}
+MANIFOLDS = {**FIELDS, **ABLATIONS}
+DEFAULT = (*FIELDS, *SINGLE, *PRUNED)
+
+
+def load(name):
+    """Images in 0..1 and labels, of the training and the test set."""
+    import tensorflow_datasets as tfds
+
+    splits = tfds.load(
+        name, split=["train", "test"], batch_size=-1, as_supervised=True
+    )
+    return [
+        (x.astype("float32") / 255.0, y.astype("int32"))
+        for x, y in tfds.as_numpy(splits)
+    ]
+
+
+def batches(x, y, augment, seed):
+    """Shuffled batches, cropped and flipped at random."""
+
+    def change(image, label):
+        image = tf.image.resize_with_crop_or_pad(image, 40, 40)
+        image = tf.image.random_crop(image, (32, 32, 3))
+        return tf.image.random_flip_left_right(image), label
+
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    if augment:
+        data = data.map(change, num_parallel_calls=tf.data.AUTOTUNE)
+    return data.batch(BATCH_SIZE, drop_remainder=True).prefetch(4)
+
+
+def compiled(model, optimizer="sgd"):
+    model.compile(optimizer, LOSS, metrics=["accuracy"])
+    return model
+
+
+class Bench:
+    """A task with its data, its base network and its checkpoints."""
+
+    def __init__(self, name, options):
+        self.name, self.task, self.options = name, TASKS[name], options
+        changes = {
+            key: value
+            for key in ("base_epochs", "epochs", "rate")
+            if (value := getattr(options, key)) is not None
+        }
+        self.task = dataclasses.replace(self.task, **changes)
+        self.train, self.test = load(self.task.dataset)
+        if options.examples:
+            self.train = tuple(v[: options.examples] for v in self.train)
+        self.steps = len(self.train[0]) // BATCH_SIZE
+        self.folder = options.work / f"{name}-{options.seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def fit(self, model, epochs, name):
+        """Trains, from the last checkpoint of that name if there is one."""
+        task = self.task
+        warm_up = 0 if task.adam else self.steps // 2
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0 if warm_up else task.rate,
+            epochs * self.steps - warm_up,
+            warmup_target=task.rate if warm_up else None,
+            warmup_steps=warm_up,
+        )
+        optimizer = (
+            keras.optimizers.Adam(schedule)
+            if task.adam
+            else keras.optimizers.SGD(
+                schedule, momentum=0.9, nesterov=True, weight_decay=5e-4
+            )
+        )
+        compiled(model, optimizer).fit(
+            batches(*self.train, task.augment, self.options.seed),
+            epochs=epochs,
+            shuffle=False,  # The dataset shuffles itself.
+            verbose=2,
+            callbacks=[
+                keras.callbacks.BackupAndRestore(self.folder / f"{name}.ckpt")
+            ],
+        )
+        return model
+
+    def base(self):
+        """The network that all methods start from."""
+        keras.utils.set_random_seed(self.options.seed)
+        if self.task.pretrained:
+            data = pathlib.Path(os.environ["TFDS_DATA_DIR"]).parent
+            return self.task.network(weights=data / self.task.pretrained)
+        path = self.folder / "base.keras"
+        if not path.exists():
+            print("== base", flush=True)
+            model = self.task.network()
+            self.fit(model, self.task.base_epochs, "base").save(path)
+        return keras.saving.load_model(path)
+
+    def step_time(self, model):
+        """Seconds of a step relative to one of the base, side by side."""
+        x, y = (part[:BATCH_SIZE] for part in self.train)
+        base = compiled(keras.models.clone_model(self.base()))
+        compiled(model)
+        for network in (base, model):
+            network.train_on_batch(x, y)
+        return alternate(
+            lambda: model.train_on_batch(x, y),
+            lambda: base.train_on_batch(x, y),
+        )[2]
+
+    def accuracy(self, model):
+        result = compiled(model).evaluate(
+            *self.test, batch_size=500, verbose=0, return_dict=True
+        )
+        return round(100 * result["accuracy"], 2)
+
+    def row(self, ratio, model, **more):
+        graph = nm.trace(model)
+        row = {
+            "ratio": ratio,
+            "accuracy": self.accuracy(model),
+            "parameters": graph.count_params(),
+            "macs": graph.count_macs(),
+            **more,
+        }
+        print(json.dumps(row), flush=True)
+        return row
+
+    def hypermodel(self, method):
+        seed = self.options.seed
+        keras.utils.set_random_seed(seed)
+        return nm.ManifoldHyperModel(
+            self.base(),
+            seed=seed,
+            layers=self.task.layers,
+            **MANIFOLDS[method](seed, self.task.trained[0]),
+        )
+
+    def manifold(self, method):
+        path = self.folder / f"{method.replace(' ', '-')}.keras"
+        step = self.step_time(self.hypermodel(method))
+        if path.exists():
+            hyper = keras.saving.load_model(path)
+        else:
+            hyper = self.hypermodel(method)
+            self.fit(hyper, self.task.epochs, path.stem).save(path)
+        rows = []
+        for ratio in (*self.task.tested, *self.task.beyond):
+            model = hyper.morph(ratio)
+            anew = hyper.morph(ratio)
+            nm.calibrate(anew, self.train[0][:5000], batch_size=250)
+            rows.append(
+                self.row(ratio, model, recalibrated=self.accuracy(anew))
+            )
+        floor = nm.sweep(compiled(hyper), *self.test, [], batch_size=500)
+        return {
+            "rows": rows,
+            "floor": round(100 * floor.rows[0]["accuracy"], 2),
+            "stored": hyper.field.count_params(),
+            "stored_statistics": hyper.statistics.count_params(),
+            "step_time": step,
+        }
+
+    def single(self, method):
+        """Each size trained by itself, from scratch."""
+        rows, times = [], []
+        teacher = self.base()
+        teacher.trainable = False
+        graph = nm.trace(teacher, self.task.layers)
+        for ratio in self.task.tested:
+            keras.utils.set_random_seed(self.options.seed)
+            # A clone draws its initial weights.
+            model = keras.models.clone_model(
+                nm.graph.resize(graph, graph.sizes(ratio))
+            )
+            model.trainable = True
+            trained = model
+            if method == "distilled":
+                trained = Distilled(model, teacher)
+            times.append(self.step_time(trained))
+            path = self.folder / f"{method}-{ratio:g}.weights.h5"
+            if path.exists():
+                model.load_weights(path)
+            else:
+                # Without what the steps that were timed have changed.
+                keras.utils.set_random_seed(self.options.seed)
+                start = keras.models.clone_model(model)
+                model.set_weights(start.get_weights())
+                print(f"== {path.stem}", flush=True)
+                epochs = self.task.base_epochs + self.task.epochs
+                self.fit(trained, epochs, path.stem)
+                model.save_weights(path)
+            rows.append(self.row(ratio, model))
+        return {
+            "rows": rows,
+            "stored": sum(row["parameters"] for row in rows),
+            "step_time": sum(times),
+        }
+
+    def pruned(self, criterion):
+        """Channels cut off the base, no training after."""
+        base = self.base()
+        x, y = (v[:1024] for v in self.train)
+        size = 1 if criterion == "hessian" else BATCH_SIZE
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+        layers = self.task.layers
+        importance = nm.channel_importance(base, criterion, data, LOSS, layers)
+        rows = []
+        for ratio in self.task.tested:
+            keep = nm.largest_channels(
+                base, ratio, layers, importance=importance
+            )
+            rows.append(self.row(ratio, nm.cut(base, keep)))
+        return {"rows": rows, "stored": base.count_params()}
+
+    def run(self, method):
+        start = time.perf_counter()
+        kind = (
+            self.manifold
+            if method in MANIFOLDS
+            else self.single
+            if method in SINGLE
+            else self.pruned
+        )
+        return {
+            **kind(method),
+            "seed": self.options.seed,
+            "base_epochs": self.task.base_epochs,
+            "epochs": self.task.epochs,
+            "rate": self.task.rate,
+            "examples": len(self.train[0]),
+            "minutes": round((time.perf_counter() - start) / 60, 1),
+            **provenance(),
+        }
+
+
+class Distilled(keras.Model):
+    """Learns from the outputs of a teacher alone."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student, self._teacher = student, [teacher]
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.student(x, training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
+        soft = keras.ops.softmax(self._teacher[0](x, training=False))
+        return keras.ops.mean(
+            keras.losses.categorical_crossentropy(
+                keras.ops.stop_gradient(soft), y_pred, from_logits=True
+            )
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=DEFAULT,
+        choices=(*MANIFOLDS, *SINGLE, *PRUNED),
+        metavar="METHOD",
+        help="default: all but the ablations. One of:\n"
+        + ", ".join((*MANIFOLDS, *SINGLE, *PRUNED)),
+    )
+    parser.add_argument("--base-epochs", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", type=int, help="fewer, for a try")
+    parser.add_argument(
+        "--work",
+        type=pathlib.Path,
+        default=pathlib.Path("outputs/every_width"),
+        help="folder for networks and checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("benchmarks/results"),
+    )
+    options = parser.parse_args()
+    path = options.output / f"every_width_{options.task}.json"
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    bench = Bench(options.task, options)
+    for method in options.methods:
+        if (method, options.seed) in {(r["method"], r["seed"]) for r in runs}:
+            continue
+        print(f"== {method}", flush=True)
+        runs.append({"method": method, **bench.run(method)})
+        options.output.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"task": options.task, "runs": runs}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
