@@ -1,0 +1,149 @@
+"""Tables and figures of the results of `benchmarks/every_width.py`.
+
+    python benchmarks/every_width_report.py benchmarks/results/every_width*.json
+
+Writes a Markdown table and a figure (test accuracy against parameters, every
+method) beside each file. Several seeds are averaged.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+
+ORDER = (
+    "anchored",
+    "implicit",
+    "slimmable",
+    "switchable",
+    "integral",
+    "individual",
+    "distilled",
+    "l1",
+    "l2",
+    "taylor",
+    "hessian",
+    "random",
+)
+
+
+def by_method(runs):
+    """Dict from method to its runs, one per seed, in the order of the table."""
+    methods = dict.fromkeys([*ORDER, *(run["method"] for run in runs)])
+    found = {m: [r for r in runs if r["method"] == m] for m in methods}
+    return {method: runs for method, runs in found.items() if runs}
+
+
+def mean(runs, ratio, key="accuracy"):
+    """Mean over the seeds of a column at one ratio, and its spread."""
+    values = [
+        row[key]
+        for run in runs
+        for row in run["rows"]
+        if row["ratio"] == ratio and key in row
+    ]
+    if not values:
+        return None, 0.0
+    return statistics.mean(values), max(values) - min(values)
+
+
+def optional(value, form, missing="-"):
+    return missing if value is None else format(value, form)
+
+
+def table(runs):
+    methods = by_method(runs)
+    sizes = {
+        row["ratio"]: (row["parameters"], row["macs"])
+        for run in runs
+        for row in run["rows"]
+    }
+    ratios = sorted(sizes, reverse=True)
+    lines = [
+        "| kept width | " + " | ".join(f"{r:g}" for r in ratios) + " | | | |",
+        "|---|" + "--:|" * (len(ratios) + 3),
+        "| parameters | "
+        + " | ".join(f"{sizes[r][0]:,}" for r in ratios)
+        + " | floor | stored | step |",
+        "| MACs | "
+        + " | ".join(f"{sizes[r][1]:,}" for r in ratios)
+        + " | | | |",
+    ]
+    for method, own in methods.items():
+        cells = []
+        for ratio in ratios:
+            value, spread = mean(own, ratio)
+            cell = optional(value, ".2f")
+            cells.append(cell if not spread else f"{cell} ({spread:.2f})")
+        first = own[0]
+        stored = first["stored"] + first.get("stored_statistics", 0)
+        cells += [
+            optional(first.get("floor"), ".2f"),
+            f"{stored:,}",
+            optional(first.get("step_time"), ".2f"),
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(runs, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = 100.0
+    for method, own in by_method(runs).items():
+        rows = sorted(own[0]["rows"], key=lambda row: row["parameters"])
+        sizes = [row["parameters"] for row in rows]
+        heights = [mean(own, row["ratio"])[0] for row in rows]
+        if method not in ("l1", "l2", "taylor", "hessian", "random"):
+            lowest = min(lowest, *heights)
+        axes.plot(
+            sizes,
+            heights,
+            marker="o",
+            markersize=5 if method == "anchored" else 3,
+            linewidth=2.5 if method == "anchored" else 1,
+            label=method,
+            zorder=3 if method == "anchored" else 2,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters of the network")
+    axes.set_ylabel("test accuracy, %")
+    # Cut networks fall far below: the figure is about the others.
+    axes.set_ylim(bottom=lowest - 0.1 * (100 - lowest))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("results", type=pathlib.Path, nargs="+")
+    for path in parser.parse_args().results:
+        result = json.loads(path.read_text())
+        runs = result["runs"]
+        seeds = sorted({run["seed"] for run in runs})
+        first = runs[0]
+        text = (
+            f"# {result['task']}\n\n"
+            f"Test accuracy in percent; seeds {seeds}, where several: mean "
+            "(largest less smallest). Base "
+            f"{first['base_epochs']} epochs, each method {first['epochs']} "
+            "more; a network by itself gets the sum, from scratch. "
+            f"{first['examples']:,} training images. Floor: all that morphs "
+            "silenced. Stored: parameters from which all sizes come, "
+            "statistics included. Step: seconds relative to a plain step of "
+            "the full network (all sizes together for `individual` and "
+            f"`distilled`). {first['machine']}, {first['backend']}. Made by "
+            "`benchmarks/every_width.py` and `every_width_report.py`.\n\n"
+        )
+        path.with_suffix(".md").write_text(text + table(runs) + "\n")
+        plot(runs, path.with_suffix(".png"))
+        print(text + table(runs))
+
+
+if __name__ == "__main__":
+    main()
