@@ -129,6 +129,8 @@ FIELDS = {
 }
 SINGLE = ("individual", "distilled")
 PRUNED = ("l1", "l2", "taylor", "hessian", "random")
+# With as many steps of training after the cut as a field has.
+TUNED = tuple(f"{criterion} tuned" for criterion in PRUNED)
 
 
 def _changed(**arguments):
@@ -170,7 +172,8 @@ ABLATIONS = {
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
 }
 MANIFOLDS = {**FIELDS, **ABLATIONS}
-DEFAULT = (*FIELDS, *SINGLE, *PRUNED)
+DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")
+ALL = (*MANIFOLDS, *SINGLE, *PRUNED, *TUNED)
 
 
 def load(name):
@@ -366,8 +369,9 @@ class Bench:
             "step_time": sum(times),
         }
 
-    def pruned(self, criterion):
-        """Channels cut off the base, no training after."""
+    def pruned(self, method):
+        """Channels cut off the base, with or without training after."""
+        criterion = method.removesuffix(" tuned")
         base = self.base()
         x, y = (v[:1024] for v in self.train)
         size = 1 if criterion == "hessian" else BATCH_SIZE
@@ -379,8 +383,17 @@ class Bench:
             keep = nm.largest_channels(
                 base, ratio, layers, importance=importance
             )
-            rows.append(self.row(ratio, nm.cut(base, keep)))
-        return {"rows": rows, "stored": base.count_params()}
+            model = nm.cut(base, keep)
+            if method in TUNED:
+                key = f"{criterion}-tuned-{ratio:g}"
+                print(f"== {key}", flush=True)
+                self.fit(model, self.task.epochs, key)
+            rows.append(self.row(ratio, model))
+        if method in TUNED:
+            stored = sum(row["parameters"] for row in rows)
+        else:
+            stored = base.count_params()
+        return {"rows": rows, "stored": stored}
 
     def run(self, method):
         start = time.perf_counter()
@@ -432,10 +445,9 @@ def main():
         "--methods",
         nargs="*",
         default=DEFAULT,
-        choices=(*MANIFOLDS, *SINGLE, *PRUNED),
+        choices=ALL,
         metavar="METHOD",
-        help="default: all but the ablations. One of:\n"
-        + ", ".join((*MANIFOLDS, *SINGLE, *PRUNED)),
+        help="default: all but the ablations. One of:\n" + ", ".join(ALL),
     )
     parser.add_argument("--base-epochs", type=int)
     parser.add_argument("--epochs", type=int)
