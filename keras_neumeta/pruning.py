@@ -148,7 +148,8 @@ def cut(model, keep, importance=None):
         model: Built Sequential or functional `keras.Model`; not changed.
         keep: Ratio in (0, 1], to keep the most important channels, or a
             dict from group name (see `trace(model).summary()`) to the
-            channels to keep. Groups that are not named keep all.
+            channels to keep, as integers or as one boolean per channel.
+            Groups that are not named keep all.
         importance: For a ratio: which channels are kept, from
             `channel_importance`, instead of those with the largest L1 norm.
 
@@ -156,6 +157,7 @@ def cut(model, keep, importance=None):
         A smaller plain model with the weights of the kept channels.
 
     Raises:
+        TypeError: If channels are neither integers nor booleans.
         ValueError: If a group is unknown or cannot change, or if channels
             are out of range.
 
@@ -183,7 +185,16 @@ def cut(model, keep, importance=None):
                 + f" Morphable groups: {morphable}"
             )
         number = groups[name].num_channels
-        channels = np.unique(np.asarray(channels, "int64"))
+        channels = np.asarray(channels)
+        if channels.dtype == bool and channels.shape == (number,):
+            channels = np.flatnonzero(channels)
+        if channels.size and channels.dtype.kind not in "iu":
+            raise TypeError(
+                f"Argument `keep` must give the channels of group '{name}' as "
+                f"integers, or as {number} booleans. Received: "
+                f"{channels.tolist()}"
+            )
+        channels = np.unique(channels.astype("int64"))
         if not len(channels) or channels[0] < 0 or channels[-1] >= number:
             raise ValueError(
                 f"Argument `keep` must give at least one channel of group "

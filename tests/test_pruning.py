@@ -78,6 +78,21 @@ def test_cut_keeps_the_most_important(linear):
     )
 
 
+def test_channels_to_keep_as_booleans(linear):
+    small = nm.cut(linear, {"hidden": [False, True, True]})
+    expected = nm.cut(linear, {"hidden": [1, 2]})
+    for a, b in zip(small.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b)
+        )
+
+
+@pytest.mark.parametrize("channels", [[0.0, 1.0], [True, False], ["a"]])
+def test_channels_to_keep_that_are_none(linear, channels):
+    with pytest.raises(TypeError, match="`keep` must give.*'hidden'.*3 bool"):
+        nm.cut(linear, {"hidden": channels})
+
+
 def test_variables_that_do_not_train_have_no_importance(linear):
     linear.layers[1].trainable = False
     scores = nm.channel_importance(linear, "taylor", DATA, LOSS)

@@ -253,3 +253,38 @@ def test_morphed_weights_file(trained, tmp_path):
     )
     other.load_weights(tmp_path / "hyper.weights.h5")
     assert_same_morphs(trained, other)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        lambda: layers.TimeDistributed(layers.Dense(6)),
+        lambda: layers.Bidirectional(layers.GRU(6)),
+        lambda: layers.RNN([layers.GRUCell(6), layers.LSTMCell(4)]),
+    ],
+)
+def test_inner_layers_of_several_sizes_load(wrapper, tmp_path):
+    """While loading, Keras shares layers whose configs have the same id."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            layers.Dense(8),
+            layers.LayerNormalization(),
+            wrapper(),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    hyper = ManifoldHyperModel(
+        model, sampler=keras_neumeta.Switches((1.0, 0.5))
+    )
+    hyper.save(tmp_path / "hyper.keras")
+    again = keras.saving.load_model(tmp_path / "hyper.keras")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    for ratio in (1.0, 0.5):
+        np.testing.assert_allclose(
+            again.morph(ratio).predict(x, verbose=0),
+            hyper.morph(ratio).predict(x, verbose=0),
+            rtol=1e-6,
+        )

@@ -239,6 +239,27 @@ def check_model(model, argument="model"):
             "with `keras.Model(inputs, outputs)`, and what `call` adds as "
             "layers."
         )
+    for layer in model._flatten_layers():
+        for key in ("activation", "recurrent_activation"):
+            value = getattr(layer, key, None)
+            if _learns(value):
+                raise ValueError(
+                    f"Argument `{argument}`: layer '{layer.name}' of "
+                    f"'{model.name}' has an activation with weights "
+                    f"({type(value).__name__}), which Keras makes only when "
+                    "the layer runs. Use it as a layer of its own, after "
+                    f"'{layer.name}'."
+                )
+
+
+def _learns(activation):
+    """Whether an activation is a layer that has weights, or will have."""
+    if not isinstance(activation, keras.layers.Layer):
+        return False
+    if not activation.built:
+        activation = type(activation).from_config(activation.get_config())
+        activation.build((None, 1))
+    return bool(activation.variables)
 
 
 def trace(model, layers=None):

@@ -60,7 +60,7 @@ class Axis:
         channels: int array `(positions,)`, the channel within its group.
 
     Attributes:
-        pieces: The groups on the axis, in the order of `order`.
+        pieces: The groups on the axis, in the order of their first channels.
         order: `None`, or the permutation of the positions that sorts the
             axis into its pieces, each `(blocks, channels)`.
         inverse: The inverse of `order`, or `None`.
@@ -71,8 +71,12 @@ class Axis:
         self.channels = np.asarray(channels)
         self.blocks = _occurrences(self.groups, self.channels)
         order = np.lexsort((self.channels, self.blocks, self.groups))
-        # Pieces keep the order in which they first lie on the axis.
-        present, first = np.unique(self.groups, return_index=True)
+        # Pieces are in the order of their first channels, which stay at
+        # every size, and so does the order.
+        places = np.arange(len(self.groups))
+        places = places + len(places) * (self.channels > 0)
+        present = np.unique(self.groups)
+        first = [places[self.groups == group].min() for group in present]
         present = present[np.argsort(first)]
         rank = np.empty(present.max() + 1, "int64")
         rank[present] = np.arange(len(present))

@@ -179,12 +179,16 @@ def _with_config(layer, kind, changes):
 
 
 def _unbuilt(config):
-    """A config whose inner layers are not built yet: shapes may change."""
+    """A config whose inner layers are new and not built: shapes may change.
+
+    Within `load_model`, Keras would return the inner layer that it has made
+    for an earlier size, by its `shared_object_id`.
+    """
     if isinstance(config, dict):
         return {
             key: _unbuilt(part)
             for key, part in config.items()
-            if key != "build_config"
+            if key not in ("build_config", "shared_object_id")
         }
     if isinstance(config, list):
         return [_unbuilt(part) for part in config]

@@ -180,6 +180,8 @@ AXES = {
     "around": Axis(
         [1, 1, 1, 0, 0, 0, 0, 1, 1, 1], [0, 1, 2, *range(4), 0, 1, 2]
     ),
+    # What lies first at full size is not what lies first at half of it.
+    "interleaved": Axis([0, 1, 0, 0, 0, 1, 1], [2, 0, 0, 1, 3, 1, 2]),
     "repeated": Axis([0, 0, 0, 0, 1, 1, 1] * 2, [0, 1, 2, 3, 0, 1, 2] * 2),
 }
 

@@ -63,8 +63,12 @@ def randomize(model, seed):
         variable.assign(value.astype("float32"))
 
 
-def batch(model, size=2, seed=0):
-    """Random inputs for a model, structured as its own."""
+def batch(model, size=17, seed=0):
+    """Random inputs for a model, structured as its own.
+
+    The size is that of no axis: on TensorFlow, Keras takes what has one entry
+    per example for a bias where another axis is as long as the batch.
+    """
     random = np.random.default_rng(seed)
 
     def values(x):

@@ -167,6 +167,17 @@ def test_grouped_query_attention_shares_keys():
     assert (small.num_query_heads, small.num_key_value_heads) == (2, 1)
 
 
+def test_grouped_queries_are_as_wide_as_the_values():
+    inputs = keras.Input((5, 3)), keras.Input((4, 3))
+    query, value = (
+        layers.Dense(6, name=name)(x)
+        for name, x in zip(("query", "value"), inputs)
+    )
+    x = layers.GroupQueryAttention(3, 4, 2, name="heads")(query, value)
+    graph = trace(keras.Model(inputs, layers.Dense(2)(x)))
+    assert graph.groups[0].makers == ("query", "value")
+
+
 @pytest.mark.parametrize(
     "layer",
     [

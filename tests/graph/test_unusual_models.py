@@ -200,3 +200,27 @@ def test_all_sizes_of_a_step_see_the_same_random_numbers():
     logs = hyper.train_on_batch(x, y, return_dict=True)
     assert float(logs["distillation_loss"]) < 1e-10
     assert first != second  # Yet every step draws anew.
+
+
+def test_activation_with_weights():
+    """Keras makes its weights only when the layer runs."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, activation=layers.PReLU(), name="hidden"),
+            layers.Dense(2),
+        ],
+        name="example",
+    )
+    message = r"'hidden' of 'example' has an activation with weights \(PReLU\)"
+    with pytest.raises(ValueError, match=message):
+        nm.trace(model)
+    model(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match=message):
+        nm.trace(model)
+
+
+def test_activation_that_is_a_layer_without_weights():
+    leaky = layers.Dense(4, activation=layers.LeakyReLU(0.3), name="hidden")
+    model = keras.Sequential([keras.Input((3,)), leaky, layers.Dense(2)])
+    assert nm.trace(model).full_sizes == (4, 2)

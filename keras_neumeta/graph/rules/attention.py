@@ -89,6 +89,8 @@ def grouped_query_attention(call):
     dense = layer._query_dense
     if not _plain(call, layer, dense):
         return call.output()
+    # Keras wants both equally wide.
+    call.tie(query.channels(-1), value.channels(-1))
     shared = call.new_channels(layer.num_key_value_heads)
     heads = np.repeat(shared, layer.num_query_heads // len(shared))
     _projection(
