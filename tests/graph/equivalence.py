@@ -59,14 +59,17 @@ def fields(model, graph, **config):
     return field, statistics, values["state"]
 
 
-def assert_same(first, second, tolerance=1e-4):
-    """Equal outputs, relative to the largest value of each."""
+def assert_same(first, second, tolerance=1e-4, rounding=0.0):
+    """Equal outputs, relative to the largest value of each.
+
+    `rounding` is allowed beside it, whatever the values.
+    """
     first, second = keras.tree.flatten(first), keras.tree.flatten(second)
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         a, b = ops.convert_to_numpy(a), ops.convert_to_numpy(b)
         assert np.isfinite(a).all()
-        limit = tolerance * max(1.0, np.abs(a).max())
+        limit = tolerance * max(1.0, np.abs(a).max()) + rounding
         np.testing.assert_allclose(a, b, rtol=0, atol=limit)
 
 
@@ -180,13 +183,16 @@ def check_gradients(model, graph, sizes):
 
         weights = [ops.convert_to_tensor(v) for v in values["weight"]]
         results.append(gradients(loss, weights))
+    results = [list(map(ops.convert_to_numpy, part)) for part in results]
+    # A bias before a batch norm has no gradient but what rounding leaves of
+    # the large ones around it.
+    rounding = 1e-6 * max((np.abs(x).max() for x in results[1]), default=0.0)
     for layout, whole, part in zip(
         by_layout(graph)["weight"], *results, strict=True
     ):
-        whole = ops.convert_to_numpy(whole)
         assert np.isfinite(whole).all(), layout.path
-        # Normalizing over two examples makes rounding errors larger.
-        assert_same(part, layout.crop(whole, sizes), tolerance=1e-3)
+        whole = layout.crop(whole, sizes)
+        assert_same(part, whole, tolerance=1e-3, rounding=rounding)
 
 
 def by_layout(graph):
