@@ -219,14 +219,19 @@ def main():
         )
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_table(result, options.output.with_suffix(".md"))
+
+
+def write_table(result, path):
     text = table(result["rows"])
     print(text)
-    options.output.with_suffix(".md").write_text(
-        "# Every architecture of `keras.applications`\n\n"
+    path.write_text(
+        "# Architectures of `keras.applications`\n\n"
         "Shares are of the full size. Seconds on "
         f"{result['machine']}, {result['backend']}; smoothing with "
         f"`effort={result['effort']:g}`, as the weights are random. Made by "
-        f"`benchmarks/applications.py` on {result['date']}.\n\n{text}\n"
+        f"`benchmarks/applications.py` on {result['date']}."
+        f"{result.get('note', '')}\n\n{text}\n"
     )
 
 
