@@ -605,8 +605,13 @@ class Builder:
             return layers.EinsumDense(
                 "abc,bd->adc", (3, x.shape[-1]), bias_axes="dc", **ZERO
             )(x)
+        # On TensorFlow, Keras takes a bias of shape (2, 1) for one of the two
+        # positions, if there are two.
         x = layers.EinsumDense(
-            "abc,cde->abde", (length, 2, 4), bias_axes="de", **ZERO
+            "abc,cde->abde",
+            (length, 2, 4),
+            bias_axes="de" if length > 2 else "e",
+            **ZERO,
         )(x)
         return layers.EinsumDense(
             "abde,def->abf", (length, 4), bias_axes="f", **ZERO
