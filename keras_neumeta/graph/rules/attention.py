@@ -20,10 +20,22 @@ def _inputs(call):
     return query, value, key
 
 
-def _projection(call, dense, inputs, heads, positions):
-    """A projection `(channels, heads, dim)` of the inputs."""
-    call.weight(dense.kernel, {0: inputs, 1: heads}, (0,), positions)
+def _projection(call, dense, x, heads):
+    """A projection `(channels, heads, dim)` of an input."""
+    axes = {0: x.channels(-1), 1: heads}
+    call.weight(dense.kernel, axes, (0,), num_positions(x.shape))
     call.weight(dense.bias, {0: heads})
+
+
+def _outputs(call, dense, query, heads, labels):
+    """A projection `(heads, dim, channels)`, and the attention scores."""
+    axes = {0: heads, 2: labels}
+    call.weight(dense.kernel, axes, (0, 1), num_positions(query.shape))
+    call.weight(dense.bias, {0: labels})
+    outputs = [call.output({-1: labels})]
+    if len(call.output_shapes) > 1:
+        outputs.append(call.output({1: heads}, index=1))
+    return outputs
 
 
 def _plain(call, layer, dense):
@@ -43,43 +55,18 @@ def multi_head_attention(call):
     if not _plain(call, layer, layer.query_dense):
         return call.output()
     heads = call.new_channels(layer.num_heads)
-    _projection(
-        call,
-        layer.query_dense,
-        query.channels(-1),
-        heads,
-        num_positions(query.shape),
-    )
-    _projection(
-        call, layer.key_dense, key.channels(-1), heads, num_positions(key.shape)
-    )
-    _projection(
-        call,
-        layer.value_dense,
-        value.channels(-1),
-        heads,
-        num_positions(value.shape),
-    )
+    _projection(call, layer.query_dense, query, heads)
+    _projection(call, layer.key_dense, key, heads)
+    _projection(call, layer.value_dense, value, heads)
     gate = getattr(layer, "_gate_dense", None)
     if gate is not None:
-        _projection(
-            call, gate, query.channels(-1), heads, num_positions(query.shape)
-        )
+        _projection(call, gate, query, heads)
     call.resize("num_heads", heads)
-    output = layer.output_dense
-    shape = call.output_shapes[0]
     labels = None
-    if len(output.kernel.shape) == 3:
-        labels = call.new_channels(shape[-1])
+    if len(layer.output_dense.kernel.shape) == 3:
+        labels = call.new_channels(call.output_shapes[0][-1])
         call.resize("output_shape", [labels])
-    call.weight(
-        output.kernel, {0: heads, 2: labels}, (0, 1), num_positions(query.shape)
-    )
-    call.weight(output.bias, {0: labels})
-    outputs = [call.output({-1: labels})]
-    if len(call.output_shapes) > 1:  # the attention scores
-        outputs.append(call.output({1: heads}, index=1))
-    return outputs
+    return _outputs(call, layer.output_dense, query, heads, labels)
 
 
 @register_rule(*layer_classes("GroupQueryAttention", "GroupedQueryAttention"))
@@ -93,33 +80,11 @@ def grouped_query_attention(call):
     call.tie(query.channels(-1), value.channels(-1))
     shared = call.new_channels(layer.num_key_value_heads)
     heads = np.repeat(shared, layer.num_query_heads // len(shared))
-    _projection(
-        call, dense, query.channels(-1), heads, num_positions(query.shape)
-    )
-    _projection(
-        call,
-        layer._key_dense,
-        key.channels(-1),
-        shared,
-        num_positions(key.shape),
-    )
-    _projection(
-        call,
-        layer._value_dense,
-        value.channels(-1),
-        shared,
-        num_positions(value.shape),
-    )
+    _projection(call, dense, query, heads)
+    _projection(call, layer._key_dense, key, shared)
+    _projection(call, layer._value_dense, value, shared)
     call.resize("num_query_heads", heads)
     call.resize("num_key_value_heads", shared)
     # The width of the output is that of the query.
-    output = layer._output_dense
     labels = query.channels(-1)
-    call.weight(
-        output.kernel, {0: heads, 2: labels}, (0, 1), num_positions(query.shape)
-    )
-    call.weight(output.bias, {0: labels})
-    outputs = [call.output({-1: labels})]
-    if len(call.output_shapes) > 1:
-        outputs.append(call.output({1: heads}, index=1))
-    return outputs
+    return _outputs(call, layer._output_dense, query, heads, labels)
