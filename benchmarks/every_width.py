@@ -26,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
+from data import load
 from provenance import provenance
 from timing import alternate
 
@@ -176,19 +177,6 @@ DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")
 ALL = (*MANIFOLDS, *SINGLE, *PRUNED, *TUNED)
 
 
-def load(name):
-    """Images in 0..1 and labels, of the training and the test set."""
-    import tensorflow_datasets as tfds
-
-    splits = tfds.load(
-        name, split=["train", "test"], batch_size=-1, as_supervised=True
-    )
-    return [
-        (x.astype("float32") / 255.0, y.astype("int32"))
-        for x, y in tfds.as_numpy(splits)
-    ]
-
-
 def batches(x, y, augment, seed):
     """Shuffled batches, cropped and flipped at random."""
 
@@ -269,9 +257,9 @@ class Bench:
         return keras.saving.load_model(path)
 
     def step_time(self, model):
-        """Seconds of a step relative to one of the base, side by side."""
+        """Seconds of a step relative to one of the network, side by side."""
         x, y = (part[:BATCH_SIZE] for part in self.train)
-        base = compiled(keras.models.clone_model(self.base()))
+        base = compiled(self.task.network())
         compiled(model)
         for network in (base, model):
             network.train_on_batch(x, y)
@@ -340,24 +328,22 @@ class Bench:
         teacher.trainable = False
         graph = nm.trace(teacher, self.task.layers)
         for ratio in self.task.tested:
-            keras.utils.set_random_seed(self.options.seed)
-            # A clone draws its initial weights.
-            model = keras.models.clone_model(
-                nm.graph.resize(graph, graph.sizes(ratio))
-            )
-            model.trainable = True
-            trained = model
-            if method == "distilled":
-                trained = Distilled(model, teacher)
-            times.append(self.step_time(trained))
+            sizes = graph.sizes(ratio)
+
+            def build(sizes=sizes):
+                keras.utils.set_random_seed(self.options.seed)
+                # A clone draws its initial weights.
+                model = keras.models.clone_model(nm.graph.resize(graph, sizes))
+                model.trainable = True
+                distilled = method == "distilled"
+                return model, Distilled(model, teacher) if distilled else model
+
+            times.append(self.step_time(build()[1]))
+            model, trained = build()
             path = self.folder / f"{method}-{ratio:g}.weights.h5"
             if path.exists():
                 model.load_weights(path)
             else:
-                # Without what the steps that were timed have changed.
-                keras.utils.set_random_seed(self.options.seed)
-                start = keras.models.clone_model(model)
-                model.set_weights(start.get_weights())
                 print(f"== {path.stem}", flush=True)
                 epochs = self.task.base_epochs + self.task.epochs
                 self.fit(trained, epochs, path.stem)

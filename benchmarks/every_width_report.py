@@ -34,21 +34,21 @@ def by_method(runs):
     return {method: runs for method, runs in found.items() if runs}
 
 
-def mean(runs, ratio, key="accuracy"):
-    """Mean over the seeds of a column at one ratio, and its spread."""
+def mean(runs, ratio):
+    """Mean accuracy over the seeds at one ratio, and its spread."""
     values = [
-        row[key]
+        row["accuracy"]
         for run in runs
         for row in run["rows"]
-        if row["ratio"] == ratio and key in row
+        if row["ratio"] == ratio
     ]
     if not values:
         return None, 0.0
     return statistics.mean(values), max(values) - min(values)
 
 
-def optional(value, form, missing="-"):
-    return missing if value is None else format(value, form)
+def optional(value, form):
+    return "-" if value is None else format(value, form)
 
 
 def table(runs):

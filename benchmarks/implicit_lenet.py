@@ -17,7 +17,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import tensorflow_datasets as tfds
+from data import load
 from provenance import provenance
 
 import keras_neumeta as nm
@@ -54,14 +54,10 @@ def parse_arguments(arguments=None):
 
 
 def load_data(quick):
-    """Images in [0, 1] and labels: `((x, y), (x_test, y_test))`."""
-    parts = []
-    for split, limit in (("train", 1024), ("test", 512)):
-        data = tfds.as_numpy(tfds.load("mnist", split=split, batch_size=-1))
-        limit = limit if quick else len(data["label"])
-        x = data["image"][:limit].astype("float32") / 255.0
-        parts.append((x, data["label"][:limit].astype("int32")))
-    return parts
+    """Images in [0, 1] and labels: `[(x, y), (x_test, y_test)]`."""
+    limits = (1024, 512) if quick else (None, None)
+    parts = zip(load("mnist"), limits)
+    return [(x[:limit], y[:limit]) for (x, y), limit in parts]
 
 
 class History(keras.callbacks.Callback):

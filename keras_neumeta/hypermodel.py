@@ -17,7 +17,13 @@ from keras_neumeta.fields import (
     WeightField,
 )
 from keras_neumeta.fields.interpolation import is_static
-from keras_neumeta.graph import assign, layer_patterns, resize, trace
+from keras_neumeta.graph import (
+    assign,
+    layer_patterns,
+    own_classes,
+    resize,
+    trace,
+)
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import register_serializable
@@ -588,9 +594,7 @@ def _warn_of_ignored(model):
             "weights.",
             stacklevel=3,
         )
-    for part in type(model).__mro__:
-        if part.__module__.startswith("keras."):
-            break
+    for part in own_classes(model):
         if "train_step" in vars(part) or "compute_loss" in vars(part):
             warnings.warn(
                 f"`{part.__name__}` has a training step or a loss of its own, "

@@ -48,18 +48,18 @@ def converted(layer):
     return module
 
 
+def modules(model):
+    return nn.ModuleDict(
+        {x.name: converted(x) for x in model.layers if x.weights}
+    )
+
+
 class ResNet(nn.Module):
     """`cifar_resnet`, module for module."""
 
     def __init__(self, model):
         super().__init__()
-        self.parts = nn.ModuleDict(
-            {
-                layer.name: converted(layer)
-                for layer in model.layers
-                if layer.weights
-            }
-        )
+        self.parts = modules(model)
 
     def forward(self, x):
         parts = self.parts
@@ -80,13 +80,7 @@ class LeNet(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.parts = nn.ModuleDict(
-            {
-                layer.name: converted(layer)
-                for layer in model.layers
-                if layer.weights
-            }
-        )
+        self.parts = modules(model)
         for name in ("conv1", "conv2", "conv3"):
             self.parts[name].padding = (0, 0)
         channels = self.parts["conv3"].out_channels

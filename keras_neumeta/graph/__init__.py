@@ -2,6 +2,7 @@
 
 from keras_neumeta.graph.channel_graph import ChannelGraph as ChannelGraph
 from keras_neumeta.graph.channel_graph import layer_patterns as layer_patterns
+from keras_neumeta.graph.channel_graph import own_classes as own_classes
 from keras_neumeta.graph.channel_graph import trace as trace
 from keras_neumeta.graph.layout import ChannelGroup as ChannelGroup
 from keras_neumeta.graph.layout import VariableLayout as VariableLayout

@@ -1,6 +1,7 @@
 """`trace`: from a functional Keras model to its channel graph."""
 
 import dataclasses
+import itertools
 import math
 
 import keras
@@ -198,14 +199,17 @@ def _repeats(groups, layouts):
     return [least.get(group.index, 1) for group in groups]
 
 
+def own_classes(model):
+    """The classes of a model that are the user's own, not Keras'."""
+    return itertools.takewhile(
+        lambda part: not part.__module__.startswith("keras."),
+        type(model).__mro__,
+    )
+
+
 def _own_call(model):
     """Whether a functional model computes something else than its graph."""
-    for part in type(model).__mro__:
-        if part.__module__.startswith("keras."):
-            return False
-        if "call" in vars(part):
-            return True
-    return False
+    return any("call" in vars(part) for part in own_classes(model))
 
 
 def check_model(model, argument="model"):

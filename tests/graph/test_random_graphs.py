@@ -27,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 # Shrinking a network takes minutes and hardly ever helps to understand it.
-many = hypothesis.settings(
+unshrunk = hypothesis.settings(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 # JAX compiles each network anew: seconds instead of a tenth.
 few = hypothesis.settings(
-    many, max_examples=5 if keras.backend.backend() == "jax" else 16
+    unshrunk, max_examples=5 if keras.backend.backend() == "jax" else 16
 )
 
 CONFIGS = st.fixed_dictionaries(
@@ -93,7 +93,7 @@ def test_fold_keeps_the_function(data):
 @pytest.mark.parametrize("seed", range(8))
 def test_all_equivalences(seed):
     @hypothesis.seed(seed)
-    @hypothesis.settings(many, max_examples=250)
+    @hypothesis.settings(unshrunk, max_examples=250)
     @hypothesis.given(st.data())
     def check(data):
         model, graph, sizes = draw_all(data.draw)
@@ -108,7 +108,7 @@ def test_all_equivalences(seed):
 
 
 @pytest.mark.slow
-@hypothesis.settings(many, max_examples=100)
+@hypothesis.settings(unshrunk, max_examples=100)
 @hypothesis.given(st.data(), CONFIGS)
 def test_fields_of_many_networks(data, config):
     model, graph, sizes = draw_all(data.draw)
