@@ -296,9 +296,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         ]
 
     def manifold_loss(self, x, y=None, sample_weight=None):
-        """The loss of one step, over the sizes that the sampler draws.
+        """The loss of one step, summed over the sizes that the sampler draws.
 
-        Backend-neutral; the backend's `train_step` takes its gradient.
+        The sum, not the mean: the largest size learns at the pace of a plain
+        step with the same learning rate. Backend-neutral; the backend's
+        `train_step` takes its gradient.
 
         Returns:
             The total loss, and the outputs of the largest size.
@@ -340,7 +342,6 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 norm = self._norm(weights) * self.weight_norm
                 self.trackers["weight_norm_loss"].update_state(norm)
                 total = total + norm
-        total = total / len(ratios)
         self.trackers["task_loss"].update_state(task_total / len(ratios))
         if "distillation_loss" in self.trackers:
             self.trackers["distillation_loss"].update_state(

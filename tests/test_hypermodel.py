@@ -243,7 +243,7 @@ def test_first_loss_by_hand():
     norm = 0.1 * sum(
         np.sqrt((w**2).sum()) for n in networks for w in n.get_weights()
     )
-    total = (task[0] + 0.75 * task[1] + 0.25 * distilled + norm) / 2
+    total = task[0] + 0.75 * task[1] + 0.25 * distilled + norm
     logs = hyper.train_on_batch(x, y, return_dict=True)
     assert logs["loss"] == pytest.approx(total, rel=1e-4)
     assert logs["task_loss"] == pytest.approx(np.mean(task), rel=1e-4)
@@ -273,7 +273,7 @@ def test_losses_of_the_target_are_in_the_loss():
     _, loss = first_loss(
         same_weights(mlp(kernel_regularizer=keras.regularizers.L2(0.1)))
     )
-    extra = 0.1 * np.mean(squares)
+    extra = 0.1 * np.sum(squares)
     assert loss - reference == pytest.approx(extra, rel=1e-3)
 
     active = keras.Sequential(
@@ -285,7 +285,7 @@ def test_losses_of_the_target_are_in_the_loss():
     )
     hyper, loss = first_loss(same_weights(active))
     extra = 0.1 * (x**2).sum() / len(x)
-    assert loss - reference == pytest.approx(extra, rel=1e-3)
+    assert loss - reference == pytest.approx(2 * extra, rel=1e-3)
     evaluated = hyper.evaluate(x, y, verbose=0)
     plain_loss = plain.evaluate(x, y, verbose=0)
     assert evaluated - plain_loss == pytest.approx(extra, rel=1e-3)
