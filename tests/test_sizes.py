@@ -6,9 +6,9 @@ import pytest
 from keras import layers, ops
 
 from keras_neumeta import (
-    AnchoredField,
     ImplicitField,
     ManifoldHyperModel,
+    SlimmableField,
     trace,
 )
 
@@ -354,7 +354,7 @@ def test_larger_than_full_has_to_be_asked_for(hyper):
     )
 
 
-@pytest.mark.parametrize("field", [ImplicitField(), AnchoredField(stretch=0.0)])
+@pytest.mark.parametrize("field", [ImplicitField(), SlimmableField()])
 def test_fields_without_weights_above_the_full_size(field):
     hyper = ManifoldHyperModel(randomize(network()), field, seed=0)
     with pytest.raises(ValueError, match="no weights above the full size"):

@@ -17,24 +17,28 @@ from keras_neumeta.serialization import register_serializable
 
 @register_serializable
 class AnchoredField(WeightField):
-    """Learned control points, interpolated.
+    """Learned control points, started at the target's own weights.
 
     Each weight of the target becomes an array of control points of the same
-    shape, started at the target's (smoothed) weights. A smaller network reads
-    them at evenly spaced positions along each channel axis. Sums over `n` of
-    `N` input channels are multiplied by `N / n`, so that they keep their
-    size. At full size the field is the target, exactly. A correction by the
-    size can be added.
+    shape. A smaller network reads them at its channels' positions: by default
+    the leading ones, most important first, so that what is learned at one
+    size holds at the next; or evenly spaced ones, interpolated. Sums over `n`
+    of `N` input channels are multiplied by `N / n`, so that they keep their
+    size. At full size the field is the target, exactly.
 
-    Control points follow Integral Neural Networks (Solodskikh et al., CVPR
-    2023); the correction is an implicit neural representation as in Neural
-    Metamorphosis (Yang and Wang, ECCV 2024).
+    The leading slice is that of Universally Slimmable Networks (Yu and Huang,
+    ICCV 2019), the scaled sums and evenly spaced positions are those of
+    Integral Neural Networks (Solodskikh et al., CVPR 2023), the correction is
+    an implicit neural representation as in Neural Metamorphosis (Yang and
+    Wang, ECCV 2024).
 
     Args:
         interpolation: `"linear"` or `"cubic"`.
         stretch: Exponent `a` of the positions: channel `i` of `n` reads at
-            `(i + 0.5) * (N / n) ** a - 0.5`. 1 keeps relative positions, 0
-            reads the leading slice (and leaves sums as they are).
+            `(i + 0.5) * (N / n) ** a - 0.5`. 0 reads the leading slice, 1
+            keeps relative positions.
+        scale: Exponent of the factor `N / n` of sums: 1 keeps their size, 0
+            leaves them as they are.
         correction: `"gain"` for a small implicit network, conditioned on the
             size and started at zero, that scales each output channel of the
             kernels and shifts biases, gamma and beta. Default: `None`, since
@@ -52,10 +56,13 @@ class AnchoredField(WeightField):
     ```
     """
 
+    extrapolates = True
+
     def __init__(
         self,
         interpolation="linear",
-        stretch=1.0,
+        stretch=0.0,
+        scale=1.0,
         correction=None,
         size_knots=(),
         seed=None,
@@ -77,8 +84,14 @@ class AnchoredField(WeightField):
                 "Argument `stretch` must be in [0, 1]: 0 reads the leading "
                 f"slice, 1 relative positions. Received: stretch={stretch!r}"
             )
+        if not 0.0 <= scale <= 1.0:
+            raise ValueError(
+                "Argument `scale` must be in [0, 1]: 1 keeps the size of sums "
+                f"over channels. Received: scale={scale!r}"
+            )
         self.interpolation = interpolation
         self.stretch = float(stretch)
+        self.scale = float(scale)
         self.correction = correction
         self.size_knots = [check_ratio(ratio) for ratio in size_knots]
         if self.size_knots != sorted(set(self.size_knots) - {1.0}):
@@ -134,6 +147,7 @@ class AnchoredField(WeightField):
             offsets,
             self.interpolation,
             self.stretch,
+            self.scale,
         )
         for index, correction in self._corrections(sizes).items():
             points = self.control_points[index]
@@ -144,8 +158,8 @@ class AnchoredField(WeightField):
         return weights
 
     @property
-    def extrapolates(self):
-        return self.stretch > 0.0
+    def channel_order(self):
+        return "path" if self.stretch else "importance"
 
     def _corrections(self, sizes):
         """Dict from layout index to (axis number, correction)."""
@@ -177,6 +191,7 @@ class AnchoredField(WeightField):
             **super().get_config(),
             "interpolation": self.interpolation,
             "stretch": self.stretch,
+            "scale": self.scale,
             "correction": self.correction,
             "size_knots": self.size_knots,
             "seed": self.seed,

@@ -31,10 +31,12 @@ class IntegralField(AnchoredField):
     """
 
     def __init__(self, interpolation="cubic", seed=None, **kwargs):
-        super().__init__(interpolation=interpolation, seed=seed, **kwargs)
+        super().__init__(
+            interpolation=interpolation, stretch=1.0, seed=seed, **kwargs
+        )
 
     def get_config(self):
         config = super().get_config()
-        for key in ("stretch", "correction", "size_knots"):
+        for key in ("stretch", "scale", "correction", "size_knots"):
             del config[key]
         return config

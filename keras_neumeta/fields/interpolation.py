@@ -19,7 +19,8 @@ def interpolation_matrix(
 
     Channel `i` of `size` reads at position
     `(i + 0.5 + offset) * (full / size) ** stretch - 0.5`: `stretch=1` keeps
-    relative positions, `stretch=0` reads the leading slice.
+    relative positions, `stretch=0` reads the leading slice. Above the full
+    size there is nothing but relative positions.
 
     Args:
         size: Number of channels: an integer, or a scalar int tensor.
@@ -43,7 +44,7 @@ def interpolation_matrix(
     if offsets is not None:
         index = index + offsets[:columns]
     if static:
-        step = float((full / size) ** stretch)
+        step = float((full / size) ** (stretch if size <= full else 1.0))
     else:
         step = ops.power(full / ops.cast(size, "float32"), stretch)
     # The last position of a size is never beyond the last control point,
@@ -226,11 +227,12 @@ def interpolate_weights(
     offsets=None,
     kernel="linear",
     stretch=1.0,
+    scale=1.0,
 ):
     """Reads the weights of a size from control points.
 
-    Sums over input channels keep their size: such axes are multiplied by
-    `(full / size) ** stretch`.
+    Axes of input channels, which a layer sums over, are multiplied by
+    `(full / size) ** scale`: 1 keeps the size of the sums.
 
     Args:
         graph: `ChannelGraph` of the target.
@@ -238,6 +240,7 @@ def interpolate_weights(
         points: Their control points, tensors or variables of full shape.
         sizes, offsets: As for `WeightField.generate`.
         kernel, stretch: As for `interpolation_matrix`.
+        scale: Exponent of the factor of sums.
 
     Returns:
         List of tensors, as from `WeightField.generate`.
@@ -248,11 +251,11 @@ def interpolate_weights(
             number, group.num_channels, None, kernel, stretch
         )
 
-    def scale(number, group):
+    def factor(number, group):
         full = group.num_channels
         if isinstance(number, int):
-            return float((full / number) ** stretch)
-        return ops.power(full / ops.cast(number, "float32"), stretch)
+            return float((full / number) ** (scale if number <= full else 1.0))
+        return ops.power(full / ops.cast(number, "float32"), scale)
 
     matrices = group_matrices(graph, sizes, read)
     if offsets is not None:
@@ -265,13 +268,13 @@ def interpolate_weights(
                 kernel,
                 stretch,
             )
-    scales = group_matrices(graph, sizes, scale)
+    factors = group_matrices(graph, sizes, factor)
     products: dict = {}
     scaled = {}
     for index, matrix in matrices.items():
         if id(matrix) not in products:
             products[id(matrix)] = (
-                None if matrix is None else matrix * scales[index]
+                None if matrix is None else matrix * factors[index]
             )
         scaled[index] = products[id(matrix)]
     weights = [None] * len(layouts)

@@ -28,15 +28,18 @@ class SlimmableField(AnchoredField):
     ```
     """
 
-    channel_order = "importance"
+    extrapolates = False
+    _fixed = ("interpolation", "stretch", "scale", "correction", "size_knots")
 
     def __init__(self, switches=None, seed=None, **kwargs):
         knots = sorted(float(r) for r in switches or () if r < 1.0)
-        super().__init__(stretch=0.0, size_knots=knots, seed=seed, **kwargs)
+        super().__init__(
+            stretch=0.0, scale=0.0, size_knots=knots, seed=seed, **kwargs
+        )
         self.switches = None if switches is None else list(switches)
 
     def get_config(self):
         config = super().get_config()
-        for key in ("interpolation", "stretch", "correction", "size_knots"):
+        for key in self._fixed:
             del config[key]
         return {**config, "switches": self.switches}

@@ -123,17 +123,27 @@ def test_half_size_by_hand():
     bias = np.array([1.0, 3.0, 5.0, 5.0])
     last = np.array([[1.0], [3.0], [2.0], [2.0]])
     model.set_weights([kernel, bias, last, np.array([7.0])])
-    field = attached(trace(model))
-    weights = arrays(field.generate((2, 1)))
+    graph = trace(model)
+
+    def half(**arguments):
+        field = AnchoredField(**arguments)
+        field.attach(graph, values(graph))
+        return arrays(field.generate((2, 1)))
+
+    weights = half()
+    np.testing.assert_allclose(weights[0], kernel[:, :2], atol=1e-6)
+    np.testing.assert_allclose(weights[1], bias[:2], atol=1e-6)
+    # Sums over half as many channels count twice.
+    np.testing.assert_allclose(weights[2], 2 * last[:2], atol=1e-6)
+    np.testing.assert_allclose(weights[3], [7], atol=1e-6)
+
+    weights = half(stretch=1.0)
     np.testing.assert_allclose(weights[0], [[1, 6], [1, 1]], atol=1e-5)
     np.testing.assert_allclose(weights[1], [2, 5], atol=1e-5)
-    # Sums over half as many channels count twice.
     np.testing.assert_allclose(weights[2], [[4], [4]], atol=1e-5)
     np.testing.assert_allclose(weights[3], [7], atol=1e-5)
-    leading = AnchoredField(stretch=0.0)
-    leading.attach(field.graph, values(field.graph))
-    weights = arrays(leading.generate((2, 1)))
-    np.testing.assert_allclose(weights[0], kernel[:, :2], atol=1e-6)
+
+    weights = half(scale=0.0)
     np.testing.assert_allclose(weights[2], last[:2], atol=1e-6)
 
 

@@ -241,7 +241,7 @@ def check_morphed(model, graph, sizes):
     """
     if not can_change(graph):
         return
-    hyper = ManifoldHyperModel(model, AnchoredField(stretch=0.0), smooth=False)
+    hyper = ManifoldHyperModel(model, AnchoredField(scale=0.0), smooth=False)
     morphed = hyper.morph(sizes=sizes)
     kept = {
         group.name: range(sizes[group.index])
