@@ -83,12 +83,15 @@ def cifar_resnet(
 
 
 def _conv_norm(x, filters, kernel, strides, conv, norm):
-    if kernel > 1:
+    # As the published networks: "same" would start one position later.
+    padded = kernel > 1 and strides > 1
+    if padded:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}_pad")(x)
     x = layers.Conv2D(
         filters,
         kernel,
         strides,
+        padding="valid" if padded else "same",
         use_bias=False,
         kernel_initializer="he_normal",
         name=conv,
