@@ -2,10 +2,11 @@
 
 Every method of a task starts from the same base network and sees the same
 data, augmentation and number of optimizer steps. A network trained by itself
-(`individual`, `distilled`) starts from scratch and gets as many steps as the
-base and the method together. Each method is written to the result file when
-it is done and left out where the file has it; a run that was cut off goes on
-from its last epoch.
+(`individual`, or `distilled` from the full one) starts from scratch and gets
+as many steps as the base and the method together; so does one that is pruned,
+before the cut or (`tuned`) before and after it. Each method is written to the
+result file when it is done and left out where the file has it; a run that was
+cut off goes on from its last epoch.
 
     python benchmarks/every_width.py mnist-lenet --seed 1
     python benchmarks/every_width.py cifar10-resnet20 --methods anchored
@@ -16,6 +17,7 @@ that morphs silenced), stored parameters and the time of a step.
 
 import argparse
 import dataclasses
+import fnmatch
 import functools
 import json
 import os
@@ -50,6 +52,7 @@ class Task:
         augment: Whether to crop and flip at random.
         layers: The layers that may change; see `trace`.
         pretrained: Weights of the base, beside the prepared data sets.
+        learned: Patterns of the layers that are trained. Default: all.
         trained, tested: Ratios: the range of the training, and the test.
         beyond: Ratios between and below those, tested too.
     """
@@ -63,6 +66,7 @@ class Task:
     augment: bool = True
     layers: tuple | None = None
     pretrained: str | None = None
+    learned: tuple = ("*",)
     trained: tuple = (0.25, 1.0)
     tested: tuple = (1.0, 0.75, 0.5, 0.25)
     beyond: tuple = (0.6, 0.1875)
@@ -85,13 +89,14 @@ TASKS = {
         augment=False,
         tested=(1.0, 0.75, 0.5, 0.375, 0.25),
     ),
-    "cifar10-resnet8": Task("cifar10", _resnet(8), 3, 9, 0.1),
-    "cifar10-resnet20": Task("cifar10", _resnet(20), 3, 9, 0.1),
+    "cifar10-resnet8": Task("cifar10", _resnet(8), 3, 9, 0.3),
+    "cifar10-resnet20": Task("cifar10", _resnet(20), 3, 9, 0.3),
     # Every inner width of every block; the residual stream stays.
     "cifar10-resnet20-inner": Task(
-        "cifar10", _resnet(20), 3, 9, 0.1, layers=("stage*_conv1",)
+        "cifar10", _resnet(20), 3, 9, 0.3, layers=("stage*_conv1",)
     ),
-    # What Neural Metamorphosis (ECCV 2024) morphs, and its trained range.
+    # What Neural Metamorphosis (ECCV 2024) morphs, and its trained range: one
+    # block of a trained network, all before it as it is.
     "cifar10-resnet20-last": Task(
         "cifar10",
         _resnet(20, "pad"),
@@ -100,6 +105,7 @@ TASKS = {
         0.02,
         layers=("stage3_block2_conv1",),
         pretrained="resnet20_cifar10.npz",
+        learned=("stage3_block2*", "head*"),
         trained=(0.5, 1.0),
     ),
 }
@@ -109,7 +115,8 @@ FIELDS = {
     "anchored": lambda seed, low: {"sampler": nm.Sandwich(low, seed=seed)},
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(seed=seed),
-        "sampler": nm.Sandwich(low, seed=seed),
+        # As published: four widths a step.
+        "sampler": nm.Sandwich(low, num_random=2, seed=seed),
     },
     "switchable": lambda seed, low: {
         "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
@@ -166,10 +173,11 @@ ABLATIONS = {
     "two random sizes": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=2, seed=seed)
     ),
-    "cubic": _field(interpolation="cubic"),
-    "gains": _field(correction="gain"),
+    "sums as they are": _field(scale=0.0),
     "stretch 0.5": _field(stretch=0.5),
-    "stretch 0": _field(stretch=0.0),
+    "stretch 1": _field(stretch=1.0),
+    "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),
+    "gains": _field(correction="gain"),
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
 }
 MANIFOLDS = {**FIELDS, **ABLATIONS}
@@ -248,13 +256,47 @@ class Bench:
         keras.utils.set_random_seed(self.options.seed)
         if self.task.pretrained:
             data = pathlib.Path(os.environ["TFDS_DATA_DIR"]).parent
-            return self.task.network(weights=data / self.task.pretrained)
+            model = self.task.network(weights=data / self.task.pretrained)
+            for layer in model.layers:
+                layer.trainable = any(
+                    fnmatch.fnmatch(layer.name, pattern)
+                    for pattern in self.task.learned
+                )
+            return model
         path = self.folder / "base.keras"
         if not path.exists():
             print("== base", flush=True)
             model = self.task.network()
             self.fit(model, self.task.base_epochs, "base").save(path)
         return keras.saving.load_model(path)
+
+    def full(self):
+        """A full-size network with all the steps of base and method."""
+        if self.task.pretrained:
+            return self.base()
+        return self.alone("individual", 1.0)
+
+    def fresh(self, ratio):
+        """A network of that size with new initial weights."""
+        graph = nm.trace(self.base(), self.task.layers)
+        keras.utils.set_random_seed(self.options.seed)
+        small = nm.graph.resize(graph, graph.sizes(ratio))
+        return keras.models.clone_model(small)
+
+    def alone(self, method, ratio):
+        """A network of that size, trained by itself from scratch."""
+        model = trained = self.fresh(ratio)
+        path = self.folder / f"{method}-{ratio:g}.weights.h5"
+        if path.exists():
+            model.load_weights(path)
+            return model
+        print(f"== {path.stem}", flush=True)
+        if method == "distilled":
+            trained = Distilled(model, self.full())
+        epochs = self.task.base_epochs + self.task.epochs
+        self.fit(trained, epochs, path.stem)
+        model.save_weights(path)
+        return model
 
     def step_time(self, model):
         """Seconds of a step relative to one of the network, side by side."""
@@ -324,31 +366,12 @@ class Bench:
     def single(self, method):
         """Each size trained by itself, from scratch."""
         rows, times = [], []
-        teacher = self.base()
-        teacher.trainable = False
-        graph = nm.trace(teacher, self.task.layers)
         for ratio in self.task.tested:
-            sizes = graph.sizes(ratio)
-
-            def build(sizes=sizes):
-                keras.utils.set_random_seed(self.options.seed)
-                # A clone draws its initial weights.
-                model = keras.models.clone_model(nm.graph.resize(graph, sizes))
-                model.trainable = True
-                distilled = method == "distilled"
-                return model, Distilled(model, teacher) if distilled else model
-
-            times.append(self.step_time(build()[1]))
-            model, trained = build()
-            path = self.folder / f"{method}-{ratio:g}.weights.h5"
-            if path.exists():
-                model.load_weights(path)
-            else:
-                print(f"== {path.stem}", flush=True)
-                epochs = self.task.base_epochs + self.task.epochs
-                self.fit(trained, epochs, path.stem)
-                model.save_weights(path)
+            model = self.alone(method, ratio)
             rows.append(self.row(ratio, model))
+            if method == "distilled":
+                model = Distilled(model, self.full())
+            times.append(self.step_time(model))
         return {
             "rows": rows,
             "stored": sum(row["parameters"] for row in rows),
@@ -356,9 +379,9 @@ class Bench:
         }
 
     def pruned(self, method):
-        """Channels cut off the base, with or without training after."""
+        """Channels cut off: then trained on, or after all the training."""
         criterion = method.removesuffix(" tuned")
-        base = self.base()
+        base = self.base() if method in TUNED else self.full()
         x, y = (v[:1024] for v in self.train)
         size = 1 if criterion == "hessian" else BATCH_SIZE
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
@@ -407,6 +430,8 @@ class Distilled(keras.Model):
 
     def __init__(self, student, teacher):
         super().__init__()
+        teacher.trainable = False
+        # In a list: not one of this model's own layers.
         self.student, self._teacher = student, [teacher]
         self.built = True
 
