@@ -195,6 +195,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.noise_seed = keras.random.SeedGenerator(seed)
         for ratio in sampler.static_ratios:
             self.networks.prepare(self.graph.sizes(ratio))
+        for ratio in sampler.limits:
+            self.networks.prepare_within(self.graph.sizes(ratio))
         self.networks.set_states(values["state"])
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in self._loss_terms()
@@ -240,18 +242,14 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.add_loss(loss)
         return outputs
 
-    def _run(self, sizes, weights, inputs, training, states=None):
+    def _run(self, sizes, weights, inputs, training, states=None, limit=None):
         """Runs a size of the target; keeps its statistics and states."""
         if states is None:
             states = [ops.convert_to_tensor(v) for v in self.states]
         statistics = self.statistics.generate(sizes)
-        outputs, new_statistics, new_states, losses = self.networks.at(sizes)(
-            weights,
-            statistics,
-            states,
-            inputs,
-            training,
-            sizes,
+        network = self.networks.at(sizes, limit)
+        outputs, new_statistics, new_states, losses = network(
+            weights, statistics, states, inputs, training, sizes
         )
         if training:
             self.statistics.update(sizes, statistics, new_statistics)
@@ -260,16 +258,27 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         return outputs, losses
 
     def sizes_of(self, ratio):
-        """Channels per group at a drawn ratio: static if the ratio is."""
+        """Channels per group at a drawn ratio; see `SizeSampler.sample`.
+
+        Returns:
+            The sizes, static if the ratio is; and the sizes of its limit, or
+            `None`.
+        """
+        limit = None
+        if isinstance(ratio, tuple):
+            ratio, limit = ratio[0], self.graph.sizes(ratio[1])
         if isinstance(ratio, float):
-            return self.graph.sizes(ratio)
+            return self.graph.sizes(ratio), limit
         full = ops.convert_to_tensor(self.graph.full_sizes, "float32")
         least = ops.convert_to_tensor(
             [1.0 if g.morphable else g.num_channels for g in self.graph.groups],
             "float32",
         )
-        sizes = ops.clip(ops.round(ratio * full), least, full)
-        return ops.cast(sizes, "int32")
+        most = (
+            full if limit is None else ops.convert_to_tensor(limit, "float32")
+        )
+        sizes = ops.clip(ops.round(ratio * full), least, most)
+        return ops.cast(sizes, "int32"), limit
 
     def draw_offsets(self, sizes, noise=None, seed=None):
         """Coordinate noise for one size: a tensor per group, or `None`.
@@ -316,11 +325,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         # or a smaller one would learn from the outputs of another image.
         states = [ops.copy(v) for v in self.states]
         for ratio in ratios:
-            sizes = self.sizes_of(ratio)
+            sizes, limit = self.sizes_of(ratio)
             weights = self.field.generate(sizes, self.draw_offsets(sizes))
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
-            outputs, losses = self._run(sizes, weights, x, True, states)
+            outputs, losses = self._run(sizes, weights, x, True, states, limit)
             # A target may bring its whole loss by `add_loss`.
             loss = 0.0
             if getattr(self, "loss", None) is not None or not losses:

@@ -1,5 +1,6 @@
 """Runs plain networks with weights that are given, not their own."""
 
+import numpy as np
 from keras import ops
 
 from keras_neumeta.graph import finalize, resize
@@ -16,9 +17,11 @@ class Network:
         sizes: The sizes of `model`.
         presence: Where `model` is a masked one, its list of `(variable,
             Axis)`; see `keras_neumeta.graph.resize`.
+        within: Whether it is given weights and statistics of the target's
+            full shapes, of which it needs the part of its own sizes.
     """
 
-    def __init__(self, model, graph, sizes, presence=()):
+    def __init__(self, model, graph, sizes, presence=(), within=False):
         self.model = model
         self.roles = [layout.role for layout in graph.layouts]
         extra = {id(variable) for variable, _ in presence}
@@ -37,6 +40,9 @@ class Network:
         self.trainable = [place[id(v)] for v in model.trainable_variables]
         self.others = [place[id(v)] for v in model.non_trainable_variables]
         self._axes = [axis for _, axis in presence]
+        self._parts = None
+        if within:
+            self._parts = [_Part(layout, sizes) for layout in graph.layouts]
 
     def presence(self, sizes):
         """Which channels are present, where layers have to be told."""
@@ -74,6 +80,8 @@ class Network:
             `(outputs, new statistics, new states, losses)`.
         """
         values = self.merge(weights, statistics, states)
+        if self._parts:
+            values = [p.crop(v) for p, v in zip(self._parts, values)]
         if self._axes:
             values += self.presence(sizes)
         outputs, others, losses = self.model.stateless_call(
@@ -85,18 +93,59 @@ class Network:
         )
         for n, value in zip(self.others, others, strict=True):
             values[n] = value
+        if self._parts:
+            values = [
+                part.pad(value) if role == "statistic" else value
+                for part, role, value in zip(self._parts, self.roles, values)
+            ]
         by_role = {"weight": [], "statistic": [], "state": []}
         for role, value in zip(self.roles, values):
             by_role[role].append(value)
         return outputs, by_role["statistic"], by_role["state"], losses
 
 
+class _Part:
+    """The part of an array of full shape that belongs to smaller sizes.
+
+    Args:
+        layout: `VariableLayout` of the array.
+        sizes: Channels per group.
+    """
+
+    def __init__(self, layout, sizes):
+        self.kept = list(layout.slices(sizes))
+        # Where each place of the full axis lies on the small one, or behind.
+        self.places = []
+        for number, kept in self.kept:
+            places = np.full(layout.shape[number], len(kept))
+            places[kept] = np.arange(len(kept))
+            self.places.append((number, places))
+
+    def crop(self, value):
+        for number, kept in self.kept:
+            if kept[-1] == len(kept) - 1:
+                before = (slice(None),) * number
+                value = value[(*before, slice(len(kept)))]
+            else:
+                value = ops.take(value, kept, axis=number)
+        return value
+
+    def pad(self, value):
+        """The array of full shape, zero outside the part."""
+        for number, places in self.places:
+            padding = [[0, 0]] * len(value.shape)
+            padding[number] = [0, 1]
+            value = ops.take(ops.pad(value, padding), places, axis=number)
+        return value
+
+
 class Networks:
     """The networks that compute the sizes of one target.
 
     Sizes known beforehand have a network of exactly that size; all others
-    are computed at full size with weights that are zero outside, by the
-    target itself or, where it has layers that mix channels, by a masked copy.
+    are computed at full size, or at a limit that they do not exceed, with
+    weights that are zero outside: by a plain network or, where the target has
+    layers that mix channels, by a masked one.
 
     Args:
         graph: `ChannelGraph` of the target.
@@ -110,6 +159,15 @@ class Networks:
             model, presence = resize(graph, graph.full_sizes, masked=True)
             self.masked = Network(model, graph, graph.full_sizes, presence)
         self._smaller = {}
+        self._within = {graph.full_sizes: self.masked}
+
+    def prepare_within(self, sizes):
+        """Builds the network of a limit; not possible in a compiled step."""
+        if sizes not in self._within:
+            model, presence = resize(self.graph, sizes, masked=True)
+            self._within[sizes] = Network(
+                model, self.graph, sizes, presence, within=True
+            )
 
     def prepare(self, sizes):
         """Builds the network of a size; not possible in a compiled step."""
@@ -123,17 +181,27 @@ class Networks:
         Args:
             values: Arrays of the states, in the order of the layouts.
         """
-        for network in (self.full, self.masked, *self._smaller.values()):
+        for network in (
+            self.full,
+            *self._smaller.values(),
+            *self._within.values(),
+        ):
             states = iter(values)
             for variable, role in zip(network.variables, network.roles):
                 if role == "state":
                     variable.assign(next(states))
             finalize(network.model)
 
-    def at(self, sizes):
-        """The `Network` for sizes as given to `WeightField.generate`."""
+    def at(self, sizes, limit=None):
+        """The `Network` for sizes as given to `WeightField.generate`.
+
+        Args:
+            sizes: Channels per group.
+            limit: Where `sizes` is a tensor, a tuple of sizes that it does
+                not exceed. Default: the full ones.
+        """
         if not isinstance(sizes, tuple):
-            return self.masked
+            return self._within[limit or self.graph.full_sizes]
         if sizes == self.graph.full_sizes:
             return self.full
         if sizes not in self._smaller:

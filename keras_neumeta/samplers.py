@@ -65,6 +65,11 @@ class SizeSampler(keras.layers.Layer):
         """Ratios that every step uses, known beforehand."""
         return ()
 
+    @property
+    def limits(self):
+        """Ratios below 1 that random ratios of a step never exceed."""
+        return ()
+
     def next(self):
         """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""
         value = self.state + ops.convert_to_tensor(self.steps)
@@ -77,7 +82,9 @@ class SizeSampler(keras.layers.Layer):
 
         Returns:
             List of ratios, the largest first: Python floats where known
-            beforehand, else float tensors, scalar or `(num_groups,)`.
+            beforehand, else float tensors, scalar or `(num_groups,)`, or
+            pairs of such a tensor and the one of `limits` that it does not
+            exceed: computed within a network of that ratio.
         """
         raise NotImplementedError
 
@@ -95,6 +102,20 @@ def _check_range(min_ratio, max_ratio):
     return min_ratio, max_ratio
 
 
+def _check_count(argument, value, least):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"Argument `{argument}` must be an integer of at least {least}. "
+            f"Received: {argument}={value!r}"
+        )
+    if value < least:
+        raise ValueError(
+            f"Argument `{argument}` must be at least {least}. "
+            f"Received: {argument}={value}"
+        )
+    return value
+
+
 @register_serializable
 class Uniform(SizeSampler):
     """One ratio a step, uniform in a range (the published way).
@@ -108,9 +129,14 @@ class Uniform(SizeSampler):
         self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
         super().__init__(1, seed, **kwargs)
 
+    @property
+    def limits(self):
+        return (self.max_ratio,) if self.max_ratio < 1.0 else ()
+
     def sample(self):
         span = self.max_ratio - self.min_ratio
-        return [self.min_ratio + span * self.next()[0]]
+        ratio = self.min_ratio + span * self.next()[0]
+        return [(ratio, self.max_ratio) if self.limits else ratio]
 
     def get_config(self):
         return {
@@ -198,52 +224,68 @@ class Switches(SizeSampler):
 
 @register_serializable
 class Sandwich(SizeSampler):
-    """The largest, the smallest and some random ratios each step.
+    """The largest, the smallest and random ratios between, each step.
 
-    The largest and the smallest are computed physically at their size; each
-    random one costs as much as a step at full size.
+    The range is divided into bands, from a ratio to the same share of it, and
+    each band gets random ratios: small sizes learn as often as large ones.
+    The largest and the smallest are computed physically at their size, a
+    random one within the largest network of its band: in the lower half it
+    costs a quarter of a step at full size.
 
     Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
-    sandwich rule.
+    sandwich rule; theirs is `bands=1, num_random=2`.
 
     Args:
         min_ratio, max_ratio: The range of the ratio, in (0, 1].
-        num_random: How many random ratios a step.
+        num_random: How many random ratios a step, in each band.
+        bands: How many bands.
         seed: Start of the sequence.
     """
 
     def __init__(
-        self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
+        self,
+        min_ratio=0.25,
+        max_ratio=1.0,
+        num_random=1,
+        bands=2,
+        seed=None,
+        **kwargs,
     ):
         self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
-        if isinstance(num_random, bool) or not isinstance(num_random, int):
-            raise TypeError(
-                "Argument `num_random` must be an integer of at least 0. "
-                f"Received: num_random={num_random!r}"
-            )
-        if num_random < 0:
-            raise ValueError(
-                "Argument `num_random` must be at least 0. "
-                f"Received: num_random={num_random}"
-            )
-        self.num_random = num_random
-        self.num_sizes = 2 + num_random
-        super().__init__(num_random, seed, **kwargs)
+        self.num_random = _check_count("num_random", num_random, 0)
+        self.bands = _check_count("bands", bands, 1)
+        self.num_sizes = 2 + num_random * bands
+        super().__init__(num_random * bands, seed, **kwargs)
 
     @property
     def static_ratios(self):
         return (self.max_ratio, self.min_ratio)
+
+    @property
+    def limits(self):
+        tops = self._edges()[:-1] if self.num_random else ()
+        return tuple(top for top in tops if top < 1.0)
+
+    def _edges(self):
+        """Ratios where the bands begin and end, from the largest."""
+        edges = np.geomspace(self.max_ratio, self.min_ratio, self.bands + 1)
+        inner = (round(float(edge), 6) for edge in edges[1:-1])
+        return (self.max_ratio, *inner, self.min_ratio)
 
     def sample(self):
         return [self.max_ratio, *self.sample_random(), self.min_ratio]
 
     def sample_random(self):
         """The random ratios of one step."""
-        span = self.max_ratio - self.min_ratio
         draws = self.next() if self.num_random else ()
-        return [
-            self.min_ratio + span * draws[i] for i in range(self.num_random)
-        ]
+        edges = self._edges()
+        ratios = []
+        for number in range(self.num_random * self.bands):
+            band = number // self.num_random
+            top, bottom = edges[band], edges[band + 1]
+            ratio = bottom + (top - bottom) * draws[number]
+            ratios.append(ratio if top == 1.0 else (ratio, top))
+        return ratios
 
     def get_config(self):
         return {
@@ -251,6 +293,7 @@ class Sandwich(SizeSampler):
             "min_ratio": self.min_ratio,
             "max_ratio": self.max_ratio,
             "num_random": self.num_random,
+            "bands": self.bands,
         }
 
 
@@ -271,7 +314,9 @@ class Independent(Sandwich):
     def __init__(
         self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
     ):
-        super().__init__(min_ratio, max_ratio, num_random, seed, **kwargs)
+        super().__init__(
+            min_ratio, max_ratio, num_random, bands=1, seed=seed, **kwargs
+        )
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     # Keras saves no state of seed generators.
@@ -286,7 +331,7 @@ class Independent(Sandwich):
         super().load_own_variables(own)
 
     def sample_random(self):
-        return [
+        ratios = [
             keras.random.uniform(
                 (self.num_groups,),
                 self.min_ratio,
@@ -295,3 +340,11 @@ class Independent(Sandwich):
             )
             for _ in range(self.num_random)
         ]
+        if self.limits:
+            return [(ratio, self.max_ratio) for ratio in ratios]
+        return ratios
+
+    def get_config(self):
+        config = super().get_config()
+        del config["bands"]  # One, or groups would not be independent.
+        return config

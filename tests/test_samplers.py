@@ -16,13 +16,16 @@ from keras_neumeta import (
 )
 
 
+def value_of(ratio):
+    """A drawn ratio without its limit, as an array."""
+    ratio = ratio[0] if isinstance(ratio, tuple) else ratio
+    return np.array(ops.convert_to_numpy(ratio))
+
+
 def draw(sampler, number):
     """Ratios of a number of steps, `(number, ratios)`."""
     return np.array(
-        [
-            [float(ops.convert_to_numpy(r)) for r in sampler.sample()]
-            for _ in range(number)
-        ]
+        [[float(value_of(r)) for r in sampler.sample()] for _ in range(number)]
     )
 
 
@@ -53,7 +56,7 @@ def test_discrete_is_even_without_probabilities():
 
 @pytest.mark.parametrize("num_random", [0, 1, 3])
 def test_sandwich_has_the_ends_and_random_ratios(num_random):
-    sampler = Sandwich(0.25, 1.0, num_random=num_random, seed=0)
+    sampler = Sandwich(0.25, 1.0, num_random=num_random, bands=1, seed=0)
     assert sampler.static_ratios == (1.0, 0.25)
     ratios = draw(sampler, 50)
     assert ratios.shape == (50, num_random + 2)
@@ -63,6 +66,23 @@ def test_sandwich_has_the_ends_and_random_ratios(num_random):
     if num_random > 1:
         correlation = np.corrcoef(random.T)
         assert np.abs(correlation - np.eye(num_random)).max() < 0.3
+
+
+@pytest.mark.parametrize("num_random", [1, 2])
+def test_sandwich_has_random_ratios_in_each_band(num_random):
+    sampler = Sandwich(0.1, 0.8, num_random=num_random, bands=3, seed=0)
+    assert sampler.limits == (0.8, 0.4, 0.2)
+    assert sampler.num_sizes == 2 + 3 * num_random
+    limits = [ratio[1] for ratio in sampler.sample()[1:-1]]
+    assert limits == [x for x in (0.8, 0.4, 0.2) for _ in range(num_random)]
+    random = draw(sampler, 60)[:, 1:-1].reshape(60, 3, num_random)
+    for band, (low, high) in enumerate([(0.4, 0.8), (0.2, 0.4), (0.1, 0.2)]):
+        assert random[:, band].min() >= low and random[:, band].max() <= high
+        spread = random[:, band].max() - random[:, band].min()
+        assert spread > 0.8 * (high - low)
+    # Nothing below 1 to compute within.
+    assert Sandwich(0.25, bands=1).limits == ()
+    assert Sandwich(num_random=0).limits == ()
 
 
 def test_ends_of_sandwich_are_python_floats():
@@ -78,7 +98,7 @@ def test_first_ratios_are_the_same_on_every_backend():
         atol=1e-5,
     )
     np.testing.assert_allclose(
-        draw(Sandwich(0.25, 1.0, num_random=2, seed=7), 2)[:, 1:3],
+        draw(Sandwich(0.25, 1.0, num_random=2, bands=1, seed=7), 2)[:, 1:3],
         [[0.432347, 0.483571], [0.895873, 0.794231]],
         atol=1e-5,
     )
@@ -107,8 +127,10 @@ def test_state_goes_on_after_loading():
         (lambda: Uniform(0.9, 0.5), ValueError, "`min_ratio` must not be"),
         (lambda: Uniform(0.5, 1.5), ValueError, "in \\(0, 1\\]"),
         (lambda: Sandwich("0.5"), TypeError, "must be a number"),
-        (lambda: Sandwich(num_random=17), ValueError, "at most 16"),
+        (lambda: Sandwich(num_random=9), ValueError, "at most 16"),
         (lambda: Sandwich(num_random=-1), ValueError, "num_random"),
+        (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),
+        (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Discrete([]), ValueError, "must not be empty"),
         (lambda: Discrete([0.5, 2.0]), ValueError, "ratio"),
         (lambda: Discrete([0.5], [0.5, 0.5]), ValueError, "`probabilities`"),
@@ -141,10 +163,7 @@ def target():
 def draw_independent(sampler, number):
     """Random ratios of a number of steps, `(number, random, groups)`."""
     return np.array(
-        [
-            [ops.convert_to_numpy(r) for r in sampler.sample()[1:-1]]
-            for _ in range(number)
-        ]
+        [[value_of(r) for r in sampler.sample()[1:-1]] for _ in range(number)]
     )
 
 
@@ -155,7 +174,8 @@ def test_independent_draws_every_group_by_itself():
     assert sampler.static_ratios == (0.75, 0.25)
     first, *random, last = sampler.sample()
     assert (first, last) == (0.75, 0.25)
-    assert [tuple(r.shape) for r in random] == [(len(graph.groups),)] * 2
+    assert [limit for _, limit in random] == [0.75] * 2
+    assert [tuple(r.shape) for r, _ in random] == [(len(graph.groups),)] * 2
     ratios = draw_independent(sampler, 400).reshape(400, -1)
     assert ratios.min() >= 0.25 and ratios.max() <= 0.75
     assert ratios.min(0).max() < 0.28 and ratios.max(0).min() > 0.72
@@ -181,7 +201,7 @@ def test_independent_sizes_reach_the_step():
     assert isinstance(hyper.sampler, Independent)
     sizes = np.array(
         [
-            ops.convert_to_numpy(hyper.sizes_of(hyper.sampler.sample()[1]))
+            ops.convert_to_numpy(hyper.sizes_of(hyper.sampler.sample()[1])[0])
             for _ in range(300)
         ]
     )

@@ -108,6 +108,7 @@ class _Cloner:
 
         if self.masked and id(layer) in self.graph.masks:
             axes, compute = self.graph.masks[id(layer)]
+            axes = [axis.at(self.sizes) for axis in axes]
             clone = masked_clone(make, layer, compute, list(map(len, axes)))
             self._masked_clones.append((clone, axes))
         else:

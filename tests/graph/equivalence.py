@@ -93,12 +93,20 @@ def modes(graph):
     return (False, True)
 
 
-def check_masked_equals_small(model, graph, sizes):
+def masked_network(graph, limit=None):
+    """The network that computes random sizes, of at most a limit."""
+    networks = Networks(graph)
+    if limit is not None:
+        networks.prepare_within(limit)
+    return networks.at(None, limit)
+
+
+def check_masked_equals_small(model, graph, sizes, limit=None):
     """Zero weights outside, and presence, give what the small network does.
 
     The weights are laid out here, in NumPy, as the graph says.
     """
-    masked = Networks(graph).masked
+    masked = masked_network(graph, limit)
     small = Network(resize(graph, sizes), graph, sizes)
     outside, inside = laid_out(model, graph, sizes)
     x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
@@ -162,9 +170,9 @@ def gradients(function, values):
     )
 
 
-def check_gradients(model, graph, sizes):
+def check_gradients(model, graph, sizes, limit=None):
     """Gradients of the masked network are finite and those of the small."""
-    masked = Networks(graph).masked
+    masked = masked_network(graph, limit)
     small = Network(resize(graph, sizes), graph, sizes)
     x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
     tensor = ops.convert_to_tensor(sizes, "int32")
@@ -212,7 +220,7 @@ def check_fields(model, graph, sizes, config):
     if not can_change(graph):
         return
     field, statistics, states = fields(model, graph, **config)
-    masked = Networks(graph).masked
+    masked = masked_network(graph)
     small = Network(resize(graph, sizes), graph, sizes)
     x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
     tensor = ops.convert_to_tensor(sizes, "int32")

@@ -62,6 +62,27 @@ def test_gradients_of_the_masked_network(data):
     check_gradients(*draw_all(data.draw))
 
 
+def draw_limit(draw, graph, sizes):
+    """Sizes that are nowhere below the given ones."""
+    return tuple(map(max, sizes, draw_sizes(draw, graph)))
+
+
+@few
+@hypothesis.given(st.data())
+def test_masked_network_of_a_limit_equals_small_network(data):
+    model, graph, sizes = draw_all(data.draw)
+    limit = draw_limit(data.draw, graph, sizes)
+    check_masked_equals_small(model, graph, sizes, limit)
+
+
+@few
+@hypothesis.given(st.data())
+def test_gradients_of_the_masked_network_of_a_limit(data):
+    model, graph, sizes = draw_all(data.draw)
+    limit = draw_limit(data.draw, graph, sizes)
+    check_gradients(model, graph, sizes, limit)
+
+
 @few
 @hypothesis.given(st.data(), CONFIGS)
 def test_fields_fill_the_masked_network(data, config):
