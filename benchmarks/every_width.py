@@ -116,7 +116,7 @@ FIELDS = {
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(seed=seed),
         # As published: four widths a step.
-        "sampler": nm.Sandwich(low, num_random=2, seed=seed),
+        "sampler": nm.Sandwich(low, num_random=2, bands=1, seed=seed),
     },
     "switchable": lambda seed, low: {
         "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
@@ -170,8 +170,11 @@ ABLATIONS = {
     "weight norm 1e-4": _changed(weight_norm=1e-4),
     "one uniform size": _sampled(lambda seed, low: nm.Uniform(low, seed=seed)),
     "full size only": _sampled(lambda seed, low: nm.Switches((1.0,))),
+    "one random size": _sampled(
+        lambda seed, low: nm.Sandwich(low, bands=1, seed=seed)
+    ),
     "two random sizes": _sampled(
-        lambda seed, low: nm.Sandwich(low, num_random=2, seed=seed)
+        lambda seed, low: nm.Sandwich(low, num_random=2, bands=1, seed=seed)
     ),
     "sums as they are": _field(scale=0.0),
     "stretch 0.5": _field(stretch=0.5),
@@ -179,6 +182,7 @@ ABLATIONS = {
     "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),
     "gains": _field(correction="gain"),
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
+    "level 0.25": _field(levels=(0.25,)),
 }
 MANIFOLDS = {**FIELDS, **ABLATIONS}
 DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")

@@ -1,9 +1,8 @@
 """Runs plain networks with weights that are given, not their own."""
 
-import numpy as np
 from keras import ops
 
-from keras_neumeta.graph import finalize, resize
+from keras_neumeta.graph import Part, finalize, resize
 
 
 class Network:
@@ -42,7 +41,7 @@ class Network:
         self._axes = [axis for _, axis in presence]
         self._parts = None
         if within:
-            self._parts = [_Part(layout, sizes) for layout in graph.layouts]
+            self._parts = [Part(layout, sizes) for layout in graph.layouts]
 
     def presence(self, sizes):
         """Which channels are present, where layers have to be told."""
@@ -102,41 +101,6 @@ class Network:
         for role, value in zip(self.roles, values):
             by_role[role].append(value)
         return outputs, by_role["statistic"], by_role["state"], losses
-
-
-class _Part:
-    """The part of an array of full shape that belongs to smaller sizes.
-
-    Args:
-        layout: `VariableLayout` of the array.
-        sizes: Channels per group.
-    """
-
-    def __init__(self, layout, sizes):
-        self.kept = list(layout.slices(sizes))
-        # Where each place of the full axis lies on the small one, or behind.
-        self.places = []
-        for number, kept in self.kept:
-            places = np.full(layout.shape[number], len(kept))
-            places[kept] = np.arange(len(kept))
-            self.places.append((number, places))
-
-    def crop(self, value):
-        for number, kept in self.kept:
-            if kept[-1] == len(kept) - 1:
-                before = (slice(None),) * number
-                value = value[(*before, slice(len(kept)))]
-            else:
-                value = ops.take(value, kept, axis=number)
-        return value
-
-    def pad(self, value):
-        """The array of full shape, zero outside the part."""
-        for number, places in self.places:
-            padding = [[0, 0]] * len(value.shape)
-            padding[number] = [0, 1]
-            value = ops.take(ops.pad(value, padding), places, axis=number)
-        return value
 
 
 class Networks:

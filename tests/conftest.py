@@ -15,6 +15,12 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Agg draws without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+if os.environ.get("KERAS_BACKEND") == "jax":
+    # The tests of JAX spend their time on compiling, hardly any on running.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    )
+
 if os.environ.get("KERAS_BACKEND") == "torch":
     # PyTorch goes first: imported after TensorFlow or JAX, it may find their
     # versions of shared libraries already loaded.

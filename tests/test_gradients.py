@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_neumeta import AnchoredField, ManifoldHyperModel, Sandwich, Uniform
+from keras_neumeta import (
+    AnchoredField,
+    Discrete,
+    ManifoldHyperModel,
+    Sandwich,
+    Uniform,
+)
 
 LEARNING_RATE = 0.5
 
@@ -67,10 +73,11 @@ def loss_of_morphs(hyper, ratios):
     ("make", "ratios"),
     [
         (lambda: Sandwich(0.5, 1.0, num_random=0), (1.0, 0.5)),
-        # Computed by masks, at one size.
+        # Computed by masks at full size, and within a limit.
+        (lambda: Discrete([0.5]), (0.5,)),
         (lambda: Uniform(0.5, 0.5), (0.5,)),
     ],
-    ids=["small", "masked"],
+    ids=["small", "masked", "within"],
 )
 def test_step_follows_finite_differences(make, ratios, correction):
     hyper = hypermodel(make(), correction)

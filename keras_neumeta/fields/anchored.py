@@ -10,7 +10,9 @@ from keras_neumeta.fields.interpolation import (
     interpolate_weights,
     is_static,
 )
+from keras_neumeta.fields.size_knots import SizeKnots
 from keras_neumeta.fields.weight_field import WeightField
+from keras_neumeta.graph import Part
 from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.serialization import register_serializable
 
@@ -46,6 +48,9 @@ class AnchoredField(WeightField):
             (`benchmarks/results/field_ablation.json`).
         size_knots: Ratios in (0, 1) at which biases, gamma and beta have
             values of their own, linear in between. Default: none.
+        levels: Rising ratios in (0, 1) at which a network has control points
+            of its own, as many as it has weights: a level at 0.25 stores
+            1/16 more. Sizes between levels blend them.
         seed: Seed of the correction's initial values.
 
     Example:
@@ -65,6 +70,7 @@ class AnchoredField(WeightField):
         scale=1.0,
         correction=None,
         size_knots=(),
+        levels=(),
         seed=None,
         **kwargs,
     ):
@@ -93,11 +99,12 @@ class AnchoredField(WeightField):
         self.stretch = float(stretch)
         self.scale = float(scale)
         self.correction = correction
-        self.size_knots = [check_ratio(ratio) for ratio in size_knots]
-        if self.size_knots != sorted(set(self.size_knots) - {1.0}):
+        self.size_knots = _rising("size_knots", size_knots)
+        self.levels = _rising("levels", levels)
+        if self.levels and self.stretch:
             raise ValueError(
-                "Argument `size_knots` must hold rising ratios below 1. "
-                f"Received: size_knots={size_knots!r}"
+                "Argument `levels` needs `stretch=0`: levels share the leading "
+                f"channels. Received: levels={levels!r}, stretch={stretch!r}"
             )
         self.seed = seed
         self.size_correction = (
@@ -130,10 +137,48 @@ class AnchoredField(WeightField):
             )
             variable.assign(value)
             self.control_points.append(variable)
+        self.size_levels = [self._attach_level(ratio) for ratio in self.levels]
+        if self.levels:
+            # Full-size control points alone from halfway to the full size.
+            halfway = self.levels[-1] ** 0.5
+            self.level_knots = SizeKnots(
+                graph, self.layouts, [*self.levels, halfway, 1.0]
+            )
         if self.size_correction is not None:
             self.size_correction.attach(graph, self.layouts)
         if self.size_curves is not None:
             self.size_curves.attach(graph, self.layouts)
+
+    def _attach_level(self, ratio):
+        """Dict from layout index to the part of a level and its points."""
+        sizes = self.graph.sizes(ratio)
+        level = {}
+        for index, layout in enumerate(self.layouts):
+            part = Part(layout, sizes)
+            if not part.kept or not layout.trainable:
+                continue
+            points = self.add_weight(
+                shape=layout.shape_at(sizes),
+                initializer="zeros",
+                name=f"{layout.path.replace('/', '_')}_{ratio:g}",
+            )
+            points.assign(part.crop(self.control_points[index]))
+            level[index] = part, points
+        return level
+
+    def _points(self, sizes):
+        """The control points of a size, of full shape."""
+        points = [ops.convert_to_tensor(v) for v in self.control_points]
+        if not self.levels:
+            return points
+        shares = self.level_knots.weights(sizes)
+        blended = list(points)
+        for number, level in enumerate(self.size_levels):
+            for index, (part, own) in level.items():
+                change = own - part.crop(points[index])
+                share = shares[index, number]
+                blended[index] = blended[index] + share * part.pad(change)
+        return blended
 
     def generate(self, sizes, offsets=None):
         full = self.graph.full_sizes
@@ -142,7 +187,7 @@ class AnchoredField(WeightField):
         weights = interpolate_weights(
             self.graph,
             self.layouts,
-            self.control_points,
+            self._points(sizes),
             sizes,
             offsets,
             self.interpolation,
@@ -194,8 +239,19 @@ class AnchoredField(WeightField):
             "scale": self.scale,
             "correction": self.correction,
             "size_knots": self.size_knots,
+            "levels": self.levels,
             "seed": self.seed,
         }
+
+
+def _rising(argument, ratios):
+    checked = [check_ratio(ratio) for ratio in ratios]
+    if checked != sorted(set(checked) - {1.0}):
+        raise ValueError(
+            f"Argument `{argument}` must hold rising ratios below 1. "
+            f"Received: {argument}={ratios!r}"
+        )
+    return checked
 
 
 def _correct(points, value, number, correction):

@@ -37,6 +37,6 @@ class IntegralField(AnchoredField):
 
     def get_config(self):
         config = super().get_config()
-        for key in ("stretch", "scale", "correction", "size_knots"):
+        for key in ("stretch", "scale", "correction", "size_knots", "levels"):
             del config[key]
         return config

@@ -29,7 +29,14 @@ class SlimmableField(AnchoredField):
     """
 
     extrapolates = False
-    _fixed = ("interpolation", "stretch", "scale", "correction", "size_knots")
+    _fixed = (
+        "interpolation",
+        "stretch",
+        "scale",
+        "correction",
+        "size_knots",
+        "levels",
+    )
 
     def __init__(self, switches=None, seed=None, **kwargs):
         knots = sorted(float(r) for r in switches or () if r < 1.0)

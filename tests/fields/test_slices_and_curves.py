@@ -60,6 +60,7 @@ FIELDS = [
     nm.IntegralField,
     lambda: nm.IntegralField("linear"),
     lambda: nm.AnchoredField(size_knots=(0.25, 0.5)),
+    lambda: nm.AnchoredField(levels=(0.25, 0.5)),
 ]
 
 
@@ -123,6 +124,10 @@ def test_integral_scales_its_sums(graph):
 
 
 def fill_curves(field):
+    for level in getattr(field, "size_levels", ()):
+        random = np.random.default_rng(2)
+        for _, points in level.values():
+            points.assign(random.normal(size=points.shape))
     if field.size_curves is not None:
         random = np.random.default_rng(1)
         for variable in field.size_curves.values:
@@ -201,3 +206,40 @@ def test_importance_order_of_slimmable_targets(graph):
         ops.convert_to_numpy(hyper.morph(1.0).get_layer("conv").kernel),
         ops.convert_to_numpy(ordered.get_layer("conv").kernel),
     )
+
+
+def test_untrained_levels_change_nothing(graph):
+    plain = attach(graph, nm.AnchoredField())
+    field = attach(graph, nm.AnchoredField(levels=(0.25, 0.5)))
+    for ratio in (0.1, 0.25, 0.4, 0.6, 1.0):
+        sizes = graph.sizes(ratio)
+        for a, b in zip(plain.generate(sizes), field.generate(sizes)):
+            np.testing.assert_allclose(*arrays([a, b]), atol=1e-6)
+
+
+def test_a_level_has_weights_of_its_own(graph):
+    """At its ratio nothing of the full network is left; above, a blend."""
+    field = attach(graph, nm.AnchoredField(levels=(0.25, 0.5), scale=0.0))
+    fill_curves(field)
+    whole = weights(graph)
+    own = [dict(level) for level in field.size_levels]
+    halfway = 0.5**0.5
+    # The kept width of the groups of this network is the ratio exactly.
+    for ratio, shares in (
+        (0.25, (1, 0)),
+        (0.5, (0, 1)),
+        (0.75, (0, 0)),
+        (1.0, (0, 0)),
+    ):
+        assert ratio in (0.25, 0.5) or ratio > halfway
+        sizes = graph.sizes(ratio)
+        for index, value in enumerate(arrays(field.generate(sizes))):
+            expected = field.layouts[index].crop(whole[index], sizes)
+            for share, level in zip(shares, own, strict=True):
+                if share and index in level:
+                    expected = ops.convert_to_numpy(level[index][1])
+            np.testing.assert_allclose(value, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="needs `stretch=0`"):
+        nm.AnchoredField(levels=(0.5,), stretch=1.0)
+    with pytest.raises(ValueError, match="`levels` must hold rising"):
+        nm.AnchoredField(levels=(0.5, 0.25))
