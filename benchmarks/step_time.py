@@ -105,7 +105,7 @@ def main():
         row = {
             "field": field_name,
             "sampler": sampler_name,
-            "sizes_per_step": 1 if sampler_name == "uniform" else 3,
+            "sizes_per_step": sampler.num_sizes,
             "hyper_seconds": seconds,
             "plain_seconds": plain_seconds,
             "ratio": ratio,
