@@ -87,7 +87,7 @@ def fitted():
     )
     states = [ops.convert_to_numpy(v).copy() for v in hyper.states]
     history = hyper.fit(
-        x, y, epochs=8, batch_size=16, validation_data=(x, y), verbose=0
+        x, y, epochs=16, batch_size=16, validation_data=(x, y), verbose=0
     ).history
     return hyper, target, before, states, history
 
