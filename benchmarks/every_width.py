@@ -150,10 +150,11 @@ def _sampled(sampler):
     return lambda seed, low: {"sampler": sampler(seed, low)}
 
 
-def _field(**arguments):
+def _field(noise=0.0, **arguments):
     return lambda seed, low: {
         **FIELDS["anchored"](seed, low),
         "field": nm.AnchoredField(seed=seed, **arguments),
+        "noise": noise,
     }
 
 
@@ -162,8 +163,8 @@ ABLATIONS = {
     "no smoothing": _changed(smooth=False),
     "no distillation": _changed(distillation=0.0),
     "half distillation": _changed(distillation=0.5),
-    "noise 0.5": _changed(noise=0.5),
-    "noise 1": _changed(noise=1.0),
+    "stretch 1, noise 0.5": _field(stretch=1.0, noise=0.5),
+    "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
     "reconstruction 1": _changed(reconstruction=1.0),
     "reconstruction 10": _changed(reconstruction=10.0),
     "reconstruction 100": _changed(reconstruction=100.0),
@@ -224,7 +225,11 @@ class Bench:
         if options.examples:
             self.train = tuple(v[: options.examples] for v in self.train)
         self.steps = len(self.train[0]) // BATCH_SIZE
-        self.folder = options.work / f"{name}-{options.seed}"
+        budget = (
+            f"{self.task.base_epochs}+{self.task.epochs}-{self.task.rate:g}"
+            f"-{len(self.train[0])}"
+        )
+        self.folder = options.work / f"{name}-{options.seed}-{budget}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def fit(self, model, epochs, name):
@@ -289,6 +294,11 @@ class Bench:
 
     def alone(self, method, ratio):
         """A network of that size, trained by itself from scratch."""
+        if self.task.pretrained:
+            raise ValueError(
+                f"Task '{self.name}' has a pretrained base, with more steps "
+                f"than '{method}' would get from scratch."
+            )
         model = trained = self.fresh(ratio)
         path = self.folder / f"{method}-{ratio:g}.weights.h5"
         if path.exists():
@@ -435,15 +445,16 @@ class Distilled(keras.Model):
     def __init__(self, student, teacher):
         super().__init__()
         teacher.trainable = False
-        # In a list: not one of this model's own layers.
-        self.student, self._teacher = student, [teacher]
+        self.student = student
+        # Not one of this model's own layers, which Keras would save.
+        self._teach = lambda x: teacher(x, training=False)
         self.built = True
 
     def call(self, x, training=False):
         return self.student(x, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
-        soft = keras.ops.softmax(self._teacher[0](x, training=False))
+        soft = keras.ops.softmax(self._teach(x))
         return keras.ops.mean(
             keras.losses.categorical_crossentropy(
                 keras.ops.stop_gradient(soft), y_pred, from_logits=True
@@ -459,10 +470,10 @@ def main():
     parser.add_argument(
         "--methods",
         nargs="*",
-        default=DEFAULT,
         choices=ALL,
         metavar="METHOD",
-        help="default: all but the ablations. One of:\n" + ", ".join(ALL),
+        help="default: all but the ablations (and, where the base is "
+        "pretrained,\nnetworks from scratch). One of:\n" + ", ".join(ALL),
     )
     parser.add_argument("--base-epochs", type=int)
     parser.add_argument("--epochs", type=int)
@@ -484,7 +495,12 @@ def main():
     path = options.output / f"every_width_{options.task}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     bench = Bench(options.task, options)
-    for method in options.methods:
+    methods = options.methods or [
+        method
+        for method in DEFAULT
+        if not (bench.task.pretrained and method in SINGLE)
+    ]
+    for method in methods:
         if (method, options.seed) in {(r["method"], r["seed"]) for r in runs}:
             continue
         print(f"== {method}", flush=True)

@@ -50,7 +50,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     Each training step draws sizes, generates the weights of these sizes from
     the weight field, runs the target with them and updates the field by the
-    gradient of the loss. `morph` then gives a plain network of any size.
+    gradient of the sum of their losses (`loss` in the logs; `val_loss` is of
+    the full size alone). `morph` then gives a plain network of any size.
 
     The given model is copied, never changed. `evaluate` and `predict` use the
     full size.
@@ -71,11 +72,14 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             outputs of the largest size alone, at 0 from the labels alone. No
             effect with a sampler that draws one size.
         reconstruction: Weight of the distance between the generated weights
-            at full size and the target's own.
+            at full size and the target's own, beside the loss summed over
+            the sizes of a step.
         weight_norm: Weight of the sum of the L2 norms of the generated
             weights.
         noise: Coordinate noise while training: uniform within this many
             channels (1 as published, 0 for none). The full size gets none.
+            For fields whose neighbouring channels are alike:
+            `AnchoredField(stretch=1)`, `ImplicitField`.
         smooth: Whether to permute the target's channels first: along a
             shortest path (`keras_neumeta.smooth`), or in the order that the
             field asks for.
@@ -460,7 +464,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 than the target, which training has never seen. Not every
                 field can.
             samples: Number of noisy samples of the weights to average, the
-                first one without noise (50 to 100 in the paper).
+                first one without noise (50 to 100 in the paper), for fields
+                that were trained with noise.
             noise: Width of that noise, in channels.
             divisor: Round the channels of each group to multiples of this
                 number (8, say, for hardware).

@@ -118,12 +118,12 @@ class Networks:
     def __init__(self, graph):
         self.graph = graph
         self.full = Network(graph.model, graph, graph.full_sizes)
-        self.masked = self.full
+        masked = self.full
         if graph.masks:
             model, presence = resize(graph, graph.full_sizes, masked=True)
-            self.masked = Network(model, graph, graph.full_sizes, presence)
+            masked = Network(model, graph, graph.full_sizes, presence)
         self._smaller = {}
-        self._within = {graph.full_sizes: self.masked}
+        self._within = {graph.full_sizes: masked}
 
     def prepare_within(self, sizes):
         """Builds the network of a limit; not possible in a compiled step."""
@@ -165,7 +165,14 @@ class Networks:
                 not exceed. Default: the full ones.
         """
         if not isinstance(sizes, tuple):
-            return self._within[limit or self.graph.full_sizes]
+            limit = limit or self.graph.full_sizes
+            if limit not in self._within:
+                raise ValueError(
+                    f"No network was prepared for sizes within {limit}. A "
+                    "sampler must name the ratios that bound its random ones "
+                    "in `limits`."
+                )
+            return self._within[limit]
         if sizes == self.graph.full_sizes:
             return self.full
         if sizes not in self._smaller:

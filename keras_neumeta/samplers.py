@@ -226,11 +226,11 @@ class Switches(SizeSampler):
 class Sandwich(SizeSampler):
     """The largest, the smallest and random ratios between, each step.
 
-    The range is divided into bands, from a ratio to the same share of it, and
-    each band gets random ratios: small sizes learn as often as large ones.
-    The largest and the smallest are computed physically at their size, a
-    random one within the largest network of its band: in the lower half it
-    costs a quarter of a step at full size.
+    The range is divided into bands, each from some ratio down to the same
+    share of it (1 to 0.5 and 0.5 to 0.25), and each band gets random ratios:
+    small sizes learn as often as large ones. The largest and the smallest are
+    computed physically at their size, a random one within the largest network
+    of its band: below 0.5 it costs a quarter of a step at full size.
 
     Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
     sandwich rule; theirs is `bands=1, num_random=2`.
@@ -269,7 +269,7 @@ class Sandwich(SizeSampler):
     def _edges(self):
         """Ratios where the bands begin and end, from the largest."""
         edges = np.geomspace(self.max_ratio, self.min_ratio, self.bands + 1)
-        inner = (round(float(edge), 6) for edge in edges[1:-1])
+        inner = (float(f"{edge:.6g}") for edge in edges[1:-1])
         return (self.max_ratio, *inner, self.min_ratio)
 
     def sample(self):

@@ -15,8 +15,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Agg draws without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-if os.environ.get("KERAS_BACKEND") == "jax":
-    # The tests of JAX spend their time on compiling, hardly any on running.
+if (
+    os.environ.get("KERAS_BACKEND") == "jax"
+    and os.environ.get("HYPOTHESIS_PROFILE") != "slow"
+):
+    # The quick tests spend their time on compiling, hardly any on running.
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
     )

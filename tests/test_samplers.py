@@ -244,6 +244,30 @@ def test_independent_trains_saves_and_goes_on(tmp_path):
     )
 
 
+@pytest.mark.parametrize("excess", [-1e-6, 0.0, 1e-6])
+def test_random_sizes_stay_within_their_limit(excess):
+    hyper = ManifoldHyperModel(target(), seed=0)
+    # 0.5625 of 8 channels is 4.5: on either side of a whole number.
+    for limit in (0.5625, 0.5):
+        ratio = ops.convert_to_tensor(limit + excess, "float32")
+        sizes, most = hyper.sizes_of((ratio, limit))
+        assert most == hyper.graph.sizes(limit)
+        assert (ops.convert_to_numpy(sizes) <= np.array(most)).all()
+
+
+def test_a_limit_that_was_not_named():
+    class Silent(Uniform):
+        limits = ()
+
+        def sample(self):
+            return [(self.next()[0] * 0.25 + 0.25, 0.5)]
+
+    hyper = ManifoldHyperModel(target(), sampler=Silent(0.25, 0.5), seed=0)
+    hyper.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="in `limits`"):
+        hyper.manifold_loss(np.zeros((2, 3), "float32"), np.zeros((2, 2)))
+
+
 def test_samplers_hold_no_trainable_state():
     sampler = Uniform()
     assert sampler.trainable_variables == []

@@ -195,6 +195,9 @@ def test_failed_save_leaves_nothing(trained, tmp_path):
         keras_neumeta.AnchoredField(
             interpolation="cubic", stretch=0.5, correction=None, seed=1
         ),
+        keras_neumeta.AnchoredField(
+            scale=0.5, size_knots=(0.4,), levels=(0.3, 0.5), seed=1
+        ),
         keras_neumeta.ImplicitField(
             width=8, depth=2, num_frequencies=3, residual_scale=0.2, seed=1
         ),
@@ -206,7 +209,8 @@ def test_failed_save_leaves_nothing(trained, tmp_path):
     [
         keras_neumeta.Uniform(0.3, 0.9, seed=1),
         keras_neumeta.Discrete([0.25, 1.0], [0.3, 0.7], seed=1),
-        keras_neumeta.Sandwich(0.3, 0.9, num_random=2, seed=1),
+        keras_neumeta.Sandwich(0.3, 0.9, num_random=2, bands=3, seed=1),
+        keras_neumeta.Independent(0.3, 0.9, num_random=2, seed=1),
     ],
     ids=lambda sampler: type(sampler).__name__,
 )

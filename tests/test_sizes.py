@@ -6,9 +6,9 @@ import pytest
 from keras import layers, ops
 
 from keras_neumeta import (
+    AnchoredField,
     ImplicitField,
     ManifoldHyperModel,
-    SlimmableField,
     trace,
 )
 
@@ -284,7 +284,15 @@ def test_morph_of_a_list(hyper):
 # Above the full size
 
 
-def test_larger_than_full(hyper):
+@pytest.fixture(scope="module")
+def stretched():
+    return ManifoldHyperModel(
+        randomize(network()), AnchoredField(stretch=1.0), seed=0
+    )
+
+
+def test_larger_than_full(stretched):
+    hyper = stretched
     large = hyper.morph(1.5, extrapolate=True)
     names = [layer.name for layer in large.layers]
     assert names == [layer.name for layer in hyper.graph.model.layers]
@@ -329,7 +337,7 @@ def test_larger_network_of_equal_channels_is_the_same_function(factor):
                         same = here[axis.blocks[here] == block]
                         moved[same] = moved[same].mean(0, keepdims=True)
         variable.assign(value.astype("float32"))
-    hyper = ManifoldHyperModel(model, smooth=False)
+    hyper = ManifoldHyperModel(model, AnchoredField(stretch=1.0), smooth=False)
     large = hyper.morph(float(factor), extrapolate=True)
     assert large.get_layer("other").filters == 6 * factor
     x = random.normal(size=(3, 6, 6, 2)).astype("float32")
@@ -341,7 +349,8 @@ def test_larger_network_of_equal_channels_is_the_same_function(factor):
     )
 
 
-def test_larger_than_full_has_to_be_asked_for(hyper):
+def test_larger_than_full_has_to_be_asked_for(stretched):
+    hyper = stretched
     with pytest.raises(ValueError, match="ratio"):
         hyper.morph(1.5)
     with pytest.raises(ValueError, match="1 to 8"):
@@ -354,7 +363,7 @@ def test_larger_than_full_has_to_be_asked_for(hyper):
     )
 
 
-@pytest.mark.parametrize("field", [ImplicitField(), SlimmableField()])
+@pytest.mark.parametrize("field", [ImplicitField(), AnchoredField()])
 def test_fields_without_weights_above_the_full_size(field):
     hyper = ManifoldHyperModel(randomize(network()), field, seed=0)
     with pytest.raises(ValueError, match="no weights above the full size"):

@@ -35,33 +35,34 @@ class AnchoredField(WeightField):
     Wang, ECCV 2024).
 
     Args:
-        interpolation: `"linear"` or `"cubic"`.
+        interpolation: Between control points, `"linear"` or `"cubic"`; no
+            matter where positions are whole numbers (`stretch=0`).
         stretch: Exponent `a` of the positions: channel `i` of `n` reads at
-            `(i + 0.5) * (N / n) ** a - 0.5`. 0 reads the leading slice, 1
-            keeps relative positions.
+            `(i + 0.5) * (N / n) ** a - 0.5`. 0 reads the leading slice, of
+            channels in the order of their importance; 1 keeps relative
+            positions, of channels along a shortest path. Coordinate noise,
+            averages over it and sizes above the full one need 1.
         scale: Exponent of the factor `N / n` of sums: 1 keeps their size, 0
             leaves them as they are.
         correction: `"gain"` for a small implicit network, conditioned on the
             size and started at zero, that scales each output channel of the
-            kernels and shifts biases, gamma and beta. Default: `None`, since
-            it did not pay where it was measured
-            (`benchmarks/results/field_ablation.json`).
+            kernels and shifts biases, gamma and beta. Default: `None`.
         size_knots: Ratios in (0, 1) at which biases, gamma and beta have
             values of their own, linear in between. Default: none.
         levels: Rising ratios in (0, 1) at which a network has control points
             of its own, as many as it has weights: a level at 0.25 stores
-            1/16 more. Sizes between levels blend them.
+            1/16 more. Sizes between levels blend them; from the square root
+            of the last one on, the full network's are alone. Needs
+            `stretch=0`.
         seed: Seed of the correction's initial values.
 
     Example:
 
     ```python
-    field = keras_neumeta.AnchoredField(interpolation="cubic")
+    field = keras_neumeta.AnchoredField(stretch=1.0, interpolation="cubic")
     hyper = keras_neumeta.ManifoldHyperModel(model, field=field)
     ```
     """
-
-    extrapolates = True
 
     def __init__(
         self,
@@ -139,7 +140,6 @@ class AnchoredField(WeightField):
             self.control_points.append(variable)
         self.size_levels = [self._attach_level(ratio) for ratio in self.levels]
         if self.levels:
-            # Full-size control points alone from halfway to the full size.
             halfway = self.levels[-1] ** 0.5
             self.level_knots = SizeKnots(
                 graph, self.layouts, [*self.levels, halfway, 1.0]
@@ -201,6 +201,11 @@ class AnchoredField(WeightField):
             for index, value in self.size_curves.generate(sizes).items():
                 weights[index] = weights[index] + value
         return weights
+
+    @property
+    def extrapolates(self):
+        # Neighbours are alike only along a path.
+        return self.stretch > 0.0
 
     @property
     def channel_order(self):

@@ -32,7 +32,14 @@ class IntegralField(AnchoredField):
 
     def __init__(self, interpolation="cubic", seed=None, **kwargs):
         super().__init__(
-            interpolation=interpolation, stretch=1.0, seed=seed, **kwargs
+            interpolation=interpolation,
+            stretch=1.0,
+            scale=1.0,
+            correction=None,
+            size_knots=(),
+            levels=(),
+            seed=seed,
+            **kwargs,
         )
 
     def get_config(self):

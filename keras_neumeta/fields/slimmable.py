@@ -9,8 +9,8 @@ class SlimmableField(AnchoredField):
     """The leading channels of each group, as in slimmable networks.
 
     The field of Universally Slimmable Networks (Yu and Huang, ICCV 2019): with
-    the `Sandwich` sampler and in-place distillation, as by default, and
-    statistics per size, it is their method. With `switches` and
+    `Sandwich(bands=1, num_random=2)`, in-place distillation and statistics per
+    size, as by default, it is their method. With `switches` and
     `Switches(switches)` as the sampler it is the original of four widths (Yu
     et al., ICLR 2019), where each width has its own gamma and beta.
 
@@ -28,7 +28,6 @@ class SlimmableField(AnchoredField):
     ```
     """
 
-    extrapolates = False
     _fixed = (
         "interpolation",
         "stretch",
@@ -41,7 +40,14 @@ class SlimmableField(AnchoredField):
     def __init__(self, switches=None, seed=None, **kwargs):
         knots = sorted(float(r) for r in switches or () if r < 1.0)
         super().__init__(
-            stretch=0.0, scale=0.0, size_knots=knots, seed=seed, **kwargs
+            interpolation="linear",
+            stretch=0.0,
+            scale=0.0,
+            correction=None,
+            size_knots=knots,
+            levels=(),
+            seed=seed,
+            **kwargs,
         )
         self.switches = None if switches is None else list(switches)
 

@@ -1,11 +1,11 @@
 """Leaving out absent channels where zero weights do not.
 
-A network of a size that varies from step to step is computed at full size,
-with weights that are zero outside. That is exact for sums over input
-channels; layers that mix channels in other ways (a mean, a softmax, a
-quotient) must know which channels are present. `masked_clone` makes such a
-layer: the same one, with the presence of its channels as further variables,
-which the caller sets to 1 or 0.
+A network of a size that varies from step to step is computed at full size, or
+at a limit that it does not exceed, with weights that are zero outside. That
+is exact for sums over input channels; layers that mix channels in other ways
+(a mean, a softmax, a quotient) must know which channels are present.
+`masked_clone` makes such a layer: the same one, with the presence of its
+channels as further variables, which the caller sets to 1 or 0.
 
 A rule names the computation (`call.masked(labels, compute)`), a function
 `compute(layer, run, present, *args, **kwargs)`: `run` is the layer's own

@@ -220,9 +220,9 @@ class LayerCall:
         """Says how the layer leaves out channels that are absent.
 
         For layers that mix channels other than by a sum with weights: where
-        sizes vary from step to step, networks are computed at full size with
-        weights that are zero outside, and such a layer would take the absent
-        channels into account.
+        sizes vary from step to step, networks are computed at a larger size
+        with weights that are zero outside, and such a layer would take the
+        absent channels into account.
 
         Args:
             labels: List of label arrays, the channels that are mixed; no

@@ -51,6 +51,10 @@ def fields(model, graph, **config):
     if field.size_correction is not None:
         kernel = field.size_correction.kernels[-1]
         kernel.assign(random.normal(size=kernel.shape) * 0.2)
+    for level in field.size_levels:
+        for _, points in level.values():
+            value = ops.convert_to_numpy(points)
+            points.assign(value * random.uniform(0.8, 1.2, value.shape))
     statistics = StatisticsField(stretch=field.stretch)
     statistics.attach(graph, values["statistic"])
     for knots in statistics.knots:
@@ -215,12 +219,12 @@ def can_change(graph):
     return graph.sizes(1e-9) != graph.full_sizes
 
 
-def check_fields(model, graph, sizes, config):
+def check_fields(model, graph, sizes, config, limit=None):
     """The same, with the weights that fields generate."""
     if not can_change(graph):
         return
     field, statistics, states = fields(model, graph, **config)
-    masked = masked_network(graph)
+    masked = masked_network(graph, limit)
     small = Network(resize(graph, sizes), graph, sizes)
     x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
     tensor = ops.convert_to_tensor(sizes, "int32")

@@ -35,12 +35,17 @@ few = hypothesis.settings(
     unshrunk, max_examples=5 if keras.backend.backend() == "jax" else 16
 )
 
-CONFIGS = st.fixed_dictionaries(
-    {
-        "interpolation": st.sampled_from(["linear", "cubic"]),
-        "stretch": st.sampled_from([0.0, 0.5, 1.0]),
-        "correction": st.sampled_from(["gain", None]),
-    }
+SCALES = st.sampled_from([0.0, 1.0])
+CONFIGS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "interpolation": st.sampled_from(["linear", "cubic"]),
+            "stretch": st.sampled_from([0.0, 0.5, 1.0]),
+            "scale": SCALES,
+            "correction": st.sampled_from(["gain", None]),
+        }
+    ),
+    st.fixed_dictionaries({"levels": st.just((0.3, 0.6)), "scale": SCALES}),
 )
 
 
@@ -86,7 +91,11 @@ def test_gradients_of_the_masked_network_of_a_limit(data):
 @few
 @hypothesis.given(st.data(), CONFIGS)
 def test_fields_fill_the_masked_network(data, config):
-    check_fields(*draw_all(data.draw), config)
+    model, graph, sizes = draw_all(data.draw)
+    limit = None
+    if data.draw(st.booleans()):
+        limit = draw_limit(data.draw, graph, sizes)
+    check_fields(model, graph, sizes, config, limit)
 
 
 @few
