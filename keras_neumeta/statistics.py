@@ -7,7 +7,7 @@ from keras import ops
 from keras_neumeta.fields.interpolation import (
     bundles,
     group_matrices,
-    interpolation_matrix,
+    reading,
     result_axes,
     spreading_matrix,
     transform_axis,
@@ -87,7 +87,7 @@ class StatisticsField(keras.layers.Layer):
         matrices = group_matrices(
             self.graph,
             sizes,
-            lambda number, group: interpolation_matrix(
+            lambda number, group: reading(
                 number, group.num_channels, stretch=self.stretch
             ),
         )

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_neumeta.fields.interpolation import (
     group_matrices,
-    interpolation_matrix,
+    reading,
     result_axes,
     transform_axis,
 )
@@ -65,7 +65,7 @@ class SizeCurves(keras.layers.Layer):
         matrices = group_matrices(
             self.graph,
             sizes,
-            lambda number, group: interpolation_matrix(
+            lambda number, group: reading(
                 number,
                 group.num_channels,
                 None,

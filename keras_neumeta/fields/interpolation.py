@@ -68,6 +68,24 @@ def interpolation_matrix(
     return inner * ops.cast(present, "float32")
 
 
+def reading(size, full, offsets=None, kernel="linear", stretch=1.0):
+    """How `size` channels read `full` control points, for `transform_axis`.
+
+    Args:
+        size, full, offsets, kernel, stretch: See `interpolation_matrix`.
+
+    Returns:
+        That matrix, or for a leading slice a vector of ones: `(size,)` for an
+        integer, `(full,)` with zeros from `size` on for a tensor.
+    """
+    static = isinstance(size, int)
+    if stretch or offsets is not None or (static and size >= full):
+        return interpolation_matrix(size, full, offsets, kernel, stretch)
+    if static:
+        return np.ones(size, "float32")
+    return ops.cast(ops.arange(full, dtype="int32") < size, "float32")
+
+
 def _linear(xp, distance):
     return xp.maximum(1.0 - distance, 0.0)
 
@@ -113,7 +131,8 @@ def transform_axis(value, number, axis, matrices, result_axis):
         value: Tensor.
         number: The number of the axis.
         axis: Its `Axis`.
-        matrices: Dict from group to matrix `(channels, new channels)` or
+        matrices: Dict from group to matrix `(channels, new channels)`, a
+            vector `(new channels,)` of factors of the leading channels, or
             `None` for the identity.
         result_axis: The `Axis` that the result has.
 
@@ -145,6 +164,9 @@ def transform_axis(value, number, axis, matrices, result_axis):
 
 def _multiply(value, channels, width, matrix):
     """Multiplies blocks of `channels` rows of that width, from the left."""
+    if len(matrix.shape) == 1:
+        value = ops.reshape(value, (-1, channels, width))
+        return value[:, : matrix.shape[0]] * matrix[:, None]
     if width == 1:
         return ops.matmul(ops.reshape(value, (-1, channels)), matrix)
     blocks = math.prod(value.shape) // (channels * width)
@@ -247,9 +269,7 @@ def interpolate_weights(
     """
 
     def read(number, group):
-        return interpolation_matrix(
-            number, group.num_channels, None, kernel, stretch
-        )
+        return reading(number, group.num_channels, None, kernel, stretch)
 
     def factor(number, group):
         full = group.num_channels
