@@ -208,7 +208,8 @@ def main(arguments=None):
 
     hyper = nm.ManifoldHyperModel(model, options.field, seed=options.seed)
     print(
-        f"\nSmoothing: total variation {nm.total_variation(model):,.0f} -> "
+        f"\nChannels ordered by {hyper.field.channel_order}: total variation "
+        f"{nm.total_variation(model):,.0f} -> "
         f"{nm.total_variation(hyper.target):,.0f}"
     )
     seconds["manifold"] = train(
