@@ -292,10 +292,9 @@ def stretched():
 
 
 def test_larger_than_full(stretched):
-    hyper = stretched
-    large = hyper.morph(1.5, extrapolate=True)
+    large = stretched.morph(1.5, extrapolate=True)
     names = [layer.name for layer in large.layers]
-    assert names == [layer.name for layer in hyper.graph.model.layers]
+    assert names == [layer.name for layer in stretched.graph.model.layers]
     assert large.get_layer("stem").filters == 12
     assert large.get_layer("stage1_c").filters == 18
     assert large.get_layer("wide").units == 24
@@ -303,7 +302,7 @@ def test_larger_than_full(stretched):
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype("float32")
     y = ops.convert_to_numpy(large(x))
     assert y.shape == (3, 3) and np.isfinite(y).all()
-    mixed = hyper.morph({"stem": 1.5, "wide": 0.5}, extrapolate=True)
+    mixed = stretched.morph({"stem": 1.5, "wide": 0.5}, extrapolate=True)
     assert mixed.get_layer("stem").filters == 12
     assert mixed.get_layer("wide").units == 8
     assert mixed.get_layer("stage1_a").filters == 12
@@ -350,13 +349,12 @@ def test_larger_network_of_equal_channels_is_the_same_function(factor):
 
 
 def test_larger_than_full_has_to_be_asked_for(stretched):
-    hyper = stretched
     with pytest.raises(ValueError, match="ratio"):
-        hyper.morph(1.5)
+        stretched.morph(1.5)
     with pytest.raises(ValueError, match="1 to 8"):
-        hyper.morph(sizes={"stem": 12})
+        stretched.morph(sizes={"stem": 12})
     assert (
-        hyper.morph(sizes={"stem": 12}, extrapolate=True)
+        stretched.morph(sizes={"stem": 12}, extrapolate=True)
         .get_layer("stem")
         .filters
         == 12

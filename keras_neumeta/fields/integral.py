@@ -30,20 +30,21 @@ class IntegralField(AnchoredField):
     ```
     """
 
+    _FIXED = {
+        "stretch": 1.0,
+        "scale": 1.0,
+        "correction": None,
+        "size_knots": (),
+        "levels": (),
+    }
+
     def __init__(self, interpolation="cubic", seed=None, **kwargs):
         super().__init__(
-            interpolation=interpolation,
-            stretch=1.0,
-            scale=1.0,
-            correction=None,
-            size_knots=(),
-            levels=(),
-            seed=seed,
-            **kwargs,
+            interpolation=interpolation, **self._FIXED, seed=seed, **kwargs
         )
 
     def get_config(self):
         config = super().get_config()
-        for key in ("stretch", "scale", "correction", "size_knots", "levels"):
+        for key in self._FIXED:
             del config[key]
         return config

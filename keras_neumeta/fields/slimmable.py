@@ -28,31 +28,21 @@ class SlimmableField(AnchoredField):
     ```
     """
 
-    _fixed = (
-        "interpolation",
-        "stretch",
-        "scale",
-        "correction",
-        "size_knots",
-        "levels",
-    )
+    _FIXED = {
+        "interpolation": "linear",
+        "stretch": 0.0,
+        "scale": 0.0,
+        "correction": None,
+        "levels": (),
+    }
 
     def __init__(self, switches=None, seed=None, **kwargs):
         knots = sorted(float(r) for r in switches or () if r < 1.0)
-        super().__init__(
-            interpolation="linear",
-            stretch=0.0,
-            scale=0.0,
-            correction=None,
-            size_knots=knots,
-            levels=(),
-            seed=seed,
-            **kwargs,
-        )
+        super().__init__(**self._FIXED, size_knots=knots, seed=seed, **kwargs)
         self.switches = None if switches is None else list(switches)
 
     def get_config(self):
         config = super().get_config()
-        for key in self._fixed:
+        for key in (*self._FIXED, "size_knots"):
             del config[key]
         return {**config, "switches": self.switches}
