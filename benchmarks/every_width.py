@@ -178,6 +178,7 @@ ABLATIONS = {
         lambda seed, low: nm.Sandwich(low, num_random=2, bands=1, seed=seed)
     ),
     "sums as they are": _field(scale=0.0),
+    "scale 0.5": _field(scale=0.5),
     "stretch 0.5": _field(stretch=0.5),
     "stretch 1": _field(stretch=1.0),
     "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),

@@ -100,8 +100,8 @@ class StatisticsField(keras.layers.Layer):
             results = result_axes(self.graph, layout, sizes)
             for n, axis in layout.axes.items():
                 value = transform_axis(value, n + 1, axis, matrices, results[n])
-            for place, index in enumerate(bundle):
-                values[index] = value[place]
+            for index, part in zip(bundle, ops.unstack(value, len(bundle))):
+                values[index] = part
         return values
 
     def update(self, sizes, before, after):

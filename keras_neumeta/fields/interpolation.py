@@ -75,14 +75,14 @@ def reading(size, full, offsets=None, kernel="linear", stretch=1.0):
         size, full, offsets, kernel, stretch: See `interpolation_matrix`.
 
     Returns:
-        That matrix, or for a leading slice a vector of ones: `(size,)` for an
-        integer, `(full,)` with zeros from `size` on for a tensor.
+        That matrix, or for a leading slice `size` itself if it is an integer,
+        else a vector `(full,)` of ones with zeros from `size` on.
     """
     static = isinstance(size, int)
     if stretch or offsets is not None or (static and size >= full):
         return interpolation_matrix(size, full, offsets, kernel, stretch)
     if static:
-        return np.ones(size, "float32")
+        return size
     return ops.cast(ops.arange(full, dtype="int32") < size, "float32")
 
 
@@ -132,8 +132,8 @@ def transform_axis(value, number, axis, matrices, result_axis):
         number: The number of the axis.
         axis: Its `Axis`.
         matrices: Dict from group to matrix `(channels, new channels)`, a
-            vector `(new channels,)` of factors of the leading channels, or
-            `None` for the identity.
+            vector `(new channels,)` of factors of the leading channels, the
+            number of leading channels to keep, or `None` for the identity.
         result_axis: The `Axis` that the result has.
 
     Returns:
@@ -151,7 +151,9 @@ def transform_axis(value, number, axis, matrices, result_axis):
         part = value
         if len(runs) > 1:
             part = value[(*[slice(None)] * number, slice(start, stop))]
-        if matrix is not None:
+        if matrix is not None and _leads(matrix) and channels == length:
+            part = _lead(part, number, matrix)
+        elif matrix is not None:
             part = _multiply(part, channels, math.prod(after), matrix)
             part = ops.reshape(part, (*before, -1, *after))
         parts.append(part)
@@ -162,11 +164,25 @@ def transform_axis(value, number, axis, matrices, result_axis):
     return value
 
 
+def _leads(matrix):
+    """Whether it stands for the leading channels."""
+    return isinstance(matrix, int) or len(matrix.shape) == 1
+
+
+def _lead(value, number, matrix):
+    """The leading channels along an axis, times their factors."""
+    kept = matrix if isinstance(matrix, int) else matrix.shape[0]
+    value = value[(*[slice(None)] * number, slice(kept))]
+    if isinstance(matrix, int):
+        return value
+    after = len(value.shape) - number - 1
+    return value * ops.reshape(matrix, (-1, *[1] * after))
+
+
 def _multiply(value, channels, width, matrix):
     """Multiplies blocks of `channels` rows of that width, from the left."""
-    if len(matrix.shape) == 1:
-        value = ops.reshape(value, (-1, channels, width))
-        return value[:, : matrix.shape[0]] * matrix[:, None]
+    if _leads(matrix):
+        return _lead(ops.reshape(value, (-1, channels, width)), 1, matrix)
     if width == 1:
         return ops.matmul(ops.reshape(value, (-1, channels)), matrix)
     blocks = math.prod(value.shape) // (channels * width)
@@ -291,28 +307,33 @@ def interpolate_weights(
     factors = group_matrices(graph, sizes, factor)
     products: dict = {}
     scaled = {}
-    for index, matrix in matrices.items():
-        if id(matrix) not in products:
-            products[id(matrix)] = (
-                None if matrix is None else matrix * factors[index]
-            )
-        scaled[index] = products[id(matrix)]
+    for group in graph.groups:
+        matrix = matrices[group.index]
+        key = id(matrix), group.num_channels
+        if key not in products:
+            products[key] = _scale(matrix, factors[group.index])
+        scaled[group.index] = products[key]
     weights = [None] * len(layouts)
     for bundle in bundles(layouts):
         layout = layouts[bundle[0]]
         # Vectors are many and small, kernels few and large.
         together = len(layout.shape) == 1 and len(bundle) > 1
         parts = [bundle] if together else [[index] for index in bundle]
-        results = result_axes(graph, layout, sizes)
+        # What is in order stays in order at every size.
+        ordered = all(axis.order is None for axis in layout.axes.values())
+        results = layout.axes if ordered else result_axes(graph, layout, sizes)
         for part in parts:
             value = ops.convert_to_tensor(points[part[0]])
             if together:
-                value = ops.concatenate([points[i][None] for i in part], axis=0)
-            for number, axis in layout.axes.items():
+                # `stack` would not take the variables of TensorFlow.
+                values = [ops.expand_dims(points[i], 0) for i in part]
+                value = ops.concatenate(values, axis=0)
+            # Factors come last, when there is less to multiply.
+            for number in sorted(layout.axes, key=layout.summed.__contains__):
                 value = transform_axis(
                     value,
                     number + together,
-                    axis,
+                    layout.axes[number],
                     scaled if number in layout.summed else matrices,
                     results[number],
                 )
@@ -320,6 +341,15 @@ def interpolate_weights(
             for index, value in zip(part, values):
                 weights[index] = value
     return weights
+
+
+def _scale(matrix, factor):
+    """What `reading` returned, times a factor."""
+    if matrix is None or (isinstance(factor, float) and factor == 1.0):
+        return matrix
+    if isinstance(matrix, int):
+        return ops.full((matrix,), factor, dtype="float32")
+    return matrix * factor
 
 
 def bundles(layouts):

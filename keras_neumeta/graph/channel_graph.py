@@ -116,7 +116,10 @@ class ChannelGraph:
             Dict from axis number to `Axis`.
         """
         if all(n <= full for n, full in zip(sizes, self.full_sizes)):
-            return {n: axis.at(sizes) for n, axis in layout.axes.items()}
+            return {
+                n: axis if axis.size_at(sizes) == len(axis) else axis.at(sizes)
+                for n, axis in layout.axes.items()
+            }
         place = next(n for n, x in enumerate(self.layouts) if x is layout)
         return self._larger(tuple(sizes)).layouts[place].axes
 
