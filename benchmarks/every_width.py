@@ -82,8 +82,8 @@ TASKS = {
     "mnist-lenet": Task(
         "mnist",
         nm.models.lenet,
-        base_epochs=2,
-        epochs=3,
+        base_epochs=1,
+        epochs=4,
         rate=1e-3,
         adam=True,
         augment=False,
@@ -115,8 +115,9 @@ FIELDS = {
     "anchored": lambda seed, low: {"sampler": nm.Sandwich(low, seed=seed)},
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(seed=seed),
-        # As published: four widths a step.
+        # As published: four widths a step, no labels for the smaller ones.
         "sampler": nm.Sandwich(low, num_random=2, bands=1, seed=seed),
+        "distillation": 1.0,
     },
     "switchable": lambda seed, low: {
         "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
@@ -162,7 +163,7 @@ def _field(noise=0.0, **arguments):
 ABLATIONS = {
     "no smoothing": _changed(smooth=False),
     "no distillation": _changed(distillation=0.0),
-    "half distillation": _changed(distillation=0.5),
+    "distillation 1": _changed(distillation=1.0),
     "stretch 1, noise 0.5": _field(stretch=1.0, noise=0.5),
     "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
     "reconstruction 1": _changed(reconstruction=1.0),

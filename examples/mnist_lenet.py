@@ -45,12 +45,12 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--base-epochs",
         type=int,
-        help="epochs of the network itself (default: 2; digits: 30)",
+        help="epochs of the network itself (default: 1; digits: 30)",
     )
     parser.add_argument(
         "--epochs",
         type=int,
-        help="epochs of the manifold (default: 3; digits: 40)",
+        help="epochs of the manifold (default: 4; digits: 40)",
     )
     parser.add_argument(
         "--field",
@@ -188,7 +188,7 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     name, data, test = load_data(options.dataset)
     small_data = name == "digits"
-    base_epochs, epochs = (30, 40) if small_data else (2, 3)
+    base_epochs, epochs = (30, 40) if small_data else (1, 4)
     if options.quick:
         data = tuple(part[:1024] for part in data)
         test = tuple(part[:512] for part in test)

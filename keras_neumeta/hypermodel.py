@@ -69,7 +69,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             `"stage3*"`, or layers of the model; see `trace`. Default: all.
         distillation: Share of in-place distillation in the loss of the
             smaller sizes of a step, in [0, 1]: at 1 they learn from the
-            outputs of the largest size alone, at 0 from the labels alone. No
+            outputs of the largest size alone, at 0 from the labels alone.
+            Default: 0.5, as the largest size is a poor teacher at first. No
             effect with a sampler that draws one size.
         reconstruction: Weight of the distance between the generated weights
             at full size and the target's own, beside the loss summed over
@@ -111,7 +112,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         sampler="sandwich",
         *,
         layers=None,
-        distillation=1.0,
+        distillation=0.5,
         reconstruction=0.0,
         weight_norm=0.0,
         noise=0.0,
