@@ -251,13 +251,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """Runs a size of the target; keeps its statistics and states."""
         if states is None:
             states = [ops.convert_to_tensor(v) for v in self.states]
-        statistics = self.statistics.generate(sizes)
+        statistics = self.statistics.generate(sizes, weights)
         network = self.networks.at(sizes, limit)
         outputs, new_statistics, new_states, losses = network(
             weights, statistics, states, inputs, training, sizes
         )
         if training:
-            self.statistics.update(sizes, statistics, new_statistics)
+            self.statistics.update(sizes, weights, statistics, new_statistics)
             for variable, value in zip(self.states, new_states):
                 variable.assign(value)
         return outputs, losses

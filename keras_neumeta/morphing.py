@@ -67,7 +67,8 @@ def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
         )
     weights = _average_weights(hyper, sizes, samples, noise)
     statistics = [
-        ops.convert_to_numpy(v) for v in hyper.statistics.generate(sizes)
+        ops.convert_to_numpy(v)
+        for v in hyper.statistics.generate(sizes, weights)
     ]
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     model = resize(hyper.graph, sizes, name=name)

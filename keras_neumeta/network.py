@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_neumeta.graph import Part, finalize, resize
+from keras_neumeta.graph import Part, finalize, resize, with_inputs
 
 
 class Network:
@@ -36,12 +36,21 @@ class Network:
                 )
         order = [*self.variables, *(variable for variable, _ in presence)]
         place = {id(v): n for n, v in enumerate(order)}
-        self.trainable = [place[id(v)] for v in model.trainable_variables]
-        self.others = [place[id(v)] for v in model.non_trainable_variables]
+        self.input_means = graph.input_means
+        self._runner = model
+        if self.input_means:
+            names = [mean.layer for mean in self.input_means]
+            self._runner = with_inputs(model, names)
+        runner = self._runner
+        self.trainable = [place[id(v)] for v in runner.trainable_variables]
+        self.others = [place[id(v)] for v in runner.non_trainable_variables]
         self._axes = [axis for _, axis in presence]
-        self._parts = None
+        self._parts = self._mean_parts = None
         if within:
             self._parts = [Part(layout, sizes) for layout in graph.layouts]
+            self._mean_parts = [
+                Part(mean.layout, sizes) for mean in self.input_means
+            ]
 
     def presence(self, sizes):
         """Which channels are present, where layers have to be told."""
@@ -70,7 +79,8 @@ class Network:
 
         Args:
             weights, statistics, states: Tensors by role, in the order of
-                the layouts.
+                the layouts; behind the statistics, the mean inputs of the
+                graph where they shall be measured.
             sizes: For a masked network, an int tensor of channels per group.
             inputs: Inputs of the model.
             training: Whether to run in training mode.
@@ -83,13 +93,19 @@ class Network:
             values = [p.crop(v) for p, v in zip(self._parts, values)]
         if self._axes:
             values += self.presence(sizes)
-        outputs, others, losses = self.model.stateless_call(
+        outputs, others, losses = self._runner.stateless_call(
             [values[n] for n in self.trainable],
             [values[n] for n in self.others],
             inputs,
             training=training,
             return_losses=True,
         )
+        means = []
+        if self.input_means:
+            outputs, measured = outputs
+            means = statistics[self.roles.count("statistic") :]
+            if training and means:
+                means = self._moved(means, measured)
         for n, value in zip(self.others, others, strict=True):
             values[n] = value
         if self._parts:
@@ -100,7 +116,23 @@ class Network:
         by_role = {"weight": [], "statistic": [], "state": []}
         for role, value in zip(self.roles, values):
             by_role[role].append(value)
-        return outputs, by_role["statistic"], by_role["state"], losses
+        return (
+            outputs,
+            [*by_role["statistic"], *means],
+            by_role["state"],
+            losses,
+        )
+
+    def _moved(self, means, inputs):
+        """The moving means of the inputs, after a batch."""
+        moved = []
+        for number, (mean, x) in enumerate(zip(self.input_means, inputs)):
+            new = mean.measure(x)
+            if self._mean_parts:
+                new = self._mean_parts[number].pad(new)
+            kept = mean.momentum
+            moved.append(kept * means[number] + (1.0 - kept) * new)
+        return moved
 
 
 class Networks:

@@ -25,6 +25,10 @@ class StatisticsField(keras.layers.Layer):
     the positions of the weight field. After a step at some size, the change
     of the moving average is handed to the two knots around that size.
 
+    The mean of what a linear layer computes is no smooth curve. It follows
+    from the layer's mean input, a further statistic, and the weights of the
+    size; its curve holds only what this leaves (the borders of images).
+
     Args:
         min_ratio: Ratio of the first knot; the last one is at 1.
         num_knots: Number of knots.
@@ -48,7 +52,15 @@ class StatisticsField(keras.layers.Layer):
                 whose role is `"statistic"`.
         """
         self.graph = graph
-        self.layouts = [x for x in graph.layouts if x.role == "statistic"]
+        self.layouts = [
+            *(x for x in graph.layouts if x.role == "statistic"),
+            *(mean.layout for mean in graph.input_means),
+        ]
+        # Not measured yet: the curves hold all.
+        values = [
+            *values,
+            *(np.zeros(mean.layout.shape) for mean in graph.input_means),
+        ]
         # Statistics of the same channels are one array: fewer, larger
         # operations in each step.
         self.bundles = bundles(self.layouts)
@@ -78,12 +90,30 @@ class StatisticsField(keras.layers.Layer):
             self.lowest.append(np.array(lowest, "float32").reshape(shape))
         self.built = True
 
-    def generate(self, sizes):
+    def generate(self, sizes, weights):
         """Statistics of one size; see `WeightField.generate`.
+
+        Args:
+            sizes: As there.
+            weights: What it returned for these sizes.
 
         Returns:
             List of tensors in the order of the layouts.
         """
+        return self._add_predicted(self._read(sizes), weights, 1.0)
+
+    def _add_predicted(self, values, weights, sign):
+        """Adds the means that follow from the mean inputs among `values`."""
+        values = list(values)
+        inputs = values[len(values) - len(self.graph.input_means) :]
+        for mean, value in zip(self.graph.input_means, inputs, strict=True):
+            kernel = ops.convert_to_tensor(weights[mean.kernel])
+            kernel = ops.stop_gradient(kernel)
+            predicted = mean.predict(kernel, value)
+            values[mean.statistic] = values[mean.statistic] + sign * predicted
+        return values
+
+    def _read(self, sizes):
         matrices = group_matrices(
             self.graph,
             sizes,
@@ -104,11 +134,11 @@ class StatisticsField(keras.layers.Layer):
                 values[index] = part
         return values
 
-    def update(self, sizes, before, after):
+    def update(self, sizes, weights, before, after):
         """Hands the change of the statistics at one size to the knots.
 
         Args:
-            sizes: As in `generate`.
+            sizes, weights: As in `generate`.
             before, after: Lists of tensors: the statistics as generated,
                 and after a training step at that size.
         """
@@ -122,10 +152,14 @@ class StatisticsField(keras.layers.Layer):
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)
+        changes = [
+            ops.stop_gradient(ops.cast(new, "float32") - old)
+            for old, new in zip(before, after, strict=True)
+        ]
+        # What the mean inputs change is not left to the curves.
+        changes = self._add_predicted(changes, weights, -1.0)
         for number, bundle in enumerate(self.bundles):
-            old = ops.stack([before[index] for index in bundle])
-            new = ops.stack([after[index] for index in bundle])
-            change = ops.stop_gradient(ops.cast(new, "float32") - old)
+            change = ops.stack([changes[index] for index in bundle])
             layout = self.layouts[bundle[0]]
             sources = result_axes(self.graph, layout, sizes)
             for n, axis in layout.axes.items():

@@ -158,7 +158,8 @@ def test_training_moves_statistics_and_seeds(fitted):
     assert differ(seeds, states)
     for ratio in (1.0, 0.25):
         sizes = hyper.graph.sizes(ratio)
-        mean, variance = hyper.statistics.generate(sizes)
+        weights = hyper.field.generate(sizes)
+        mean, variance, *_ = hyper.statistics.generate(sizes, weights)
         assert (ops.convert_to_numpy(mean) != 0).all()
         assert (ops.convert_to_numpy(variance) != 1).all()
 

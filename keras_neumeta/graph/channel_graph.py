@@ -6,6 +6,7 @@ import math
 
 import keras
 
+from keras_neumeta.graph.means import find_input_means
 from keras_neumeta.graph.rules import find_rule
 from keras_neumeta.graph.sizes import (
     matching,
@@ -25,6 +26,7 @@ class ChannelGraph:
         groups: List of `ChannelGroup`.
         layouts: List of `VariableLayout`, in the order of
             `model.variables`.
+        input_means: Tuple of `InputMean`: what moving means follow from.
     """
 
     def __init__(self, model, groups, layouts, resizes, masks):
@@ -38,6 +40,9 @@ class ChannelGraph:
         self.layouts = layouts
         self.resizes = resizes
         self.masks = masks
+        self.input_means = find_input_means(
+            _function(model), model.variables, layouts, groups
+        )
         weights = {id(v) for v in model.weights}
         self._counted = [
             layout
@@ -109,7 +114,7 @@ class ChannelGraph:
         """The axes of a variable at `sizes`, which may be above the full.
 
         Args:
-            layout: One of `layouts`.
+            layout: One of `layouts` or of those of `input_means`.
             sizes: Channels per group.
 
         Returns:
@@ -120,8 +125,12 @@ class ChannelGraph:
                 n: axis if axis.size_at(sizes) == len(axis) else axis.at(sizes)
                 for n, axis in layout.axes.items()
             }
-        place = next(n for n, x in enumerate(self.layouts) if x is layout)
-        return self._larger(tuple(sizes)).layouts[place].axes
+        larger = self._larger(tuple(sizes))
+        pairs = zip(self._all_layouts(), larger._all_layouts(), strict=True)
+        return next(there.axes for here, there in pairs if here is layout)
+
+    def _all_layouts(self):
+        return [*self.layouts, *(mean.layout for mean in self.input_means)]
 
     def _larger(self, sizes):
         """The channel graph of a larger network of the same kind."""

@@ -228,8 +228,11 @@ def check_fields(model, graph, sizes, config, limit=None):
     small = Network(resize(graph, sizes), graph, sizes)
     x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
     tensor = ops.convert_to_tensor(sizes, "int32")
-    whole = field.generate(tensor), statistics.generate(tensor)
-    cropped = field.generate(sizes), statistics.generate(sizes)
+    whole, cropped = [
+        (weights, statistics.generate(at, weights))
+        for at in (tensor, sizes)
+        for weights in [field.generate(at)]
+    ]
     for weight, part, layout in zip(
         whole[0], cropped[0], field.layouts, strict=True
     ):

@@ -8,7 +8,7 @@ from keras import ops
 import keras_neumeta as nm
 
 SIDES = {"Inception": 75, "Xception": 71}
-QUICK = ("MobileNetV2", "MobileNetV3Small")
+QUICK = ("MobileNetV3Small",)
 NAMES = sorted(
     name
     for name in dir(keras.applications)
