@@ -332,6 +332,11 @@ class Bench:
         )
         return round(100 * result["accuracy"], 2)
 
+    def as_trained(self):
+        """Some batches of inputs as in training, to measure statistics."""
+        data = batches(*self.train, self.task.augment, self.options.seed)
+        return data.take(40)
+
     def row(self, ratio, model, **more):
         graph = nm.trace(model)
         row = {
@@ -366,7 +371,7 @@ class Bench:
         for ratio in (*self.task.tested, *self.task.beyond):
             model = hyper.morph(ratio)
             anew = hyper.morph(ratio)
-            nm.calibrate(anew, self.train[0][:5000], batch_size=250)
+            nm.calibrate(anew, self.as_trained())
             rows.append(
                 self.row(ratio, model, recalibrated=self.accuracy(anew))
             )

@@ -136,7 +136,7 @@ def compile_model(model, steps, learning_rate=1e-3):
 
 
 def train(model, title, data, test, epochs):
-    print(f"\n== {title}: {epochs} epochs")
+    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
     steps = -(-len(data[0]) // BATCH_SIZE) * epochs
     compile_model(model, steps)
     start = time.time()
