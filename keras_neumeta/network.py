@@ -41,9 +41,10 @@ class Network:
         if self.input_means:
             names = [mean.layer for mean in self.input_means]
             self._runner = with_inputs(model, names)
-        runner = self._runner
-        self.trainable = [place[id(v)] for v in runner.trainable_variables]
-        self.others = [place[id(v)] for v in runner.non_trainable_variables]
+        variables = self._runner.trainable_variables
+        self.trainable = [place[id(v)] for v in variables]
+        variables = self._runner.non_trainable_variables
+        self.others = [place[id(v)] for v in variables]
         self._axes = [axis for _, axis in presence]
         self._parts = self._mean_parts = None
         if within:

@@ -6,6 +6,7 @@ import math
 
 import keras
 
+from keras_neumeta.graph.functional import function_of
 from keras_neumeta.graph.means import find_input_means
 from keras_neumeta.graph.rules import find_rule
 from keras_neumeta.graph.sizes import (
@@ -41,7 +42,7 @@ class ChannelGraph:
         self.resizes = resizes
         self.masks = masks
         self.input_means = find_input_means(
-            _function(model), model.variables, layouts, groups
+            function_of(model), model.variables, layouts, groups
         )
         weights = {id(v) for v in model.weights}
         self._counted = [
@@ -311,7 +312,7 @@ def trace(model, layers=None):
     """
     check_model(model)
     tracer = Tracer()
-    function = _function(model)
+    function = function_of(model)
     inputs = [TracedTensor(tuple(x.shape), {}) for x in function.inputs]
     outputs = _walk(tracer, function, inputs)
     for x in outputs:
@@ -359,13 +360,6 @@ def layer_patterns(layers):
                 f"Received: {pattern!r}"
             )
     return patterns
-
-
-def _function(model):
-    """The functional graph inside a model."""
-    if isinstance(model, keras.Sequential):
-        return model._functional
-    return model
 
 
 def is_graph(operation):
@@ -418,7 +412,7 @@ def _inputs_of(function, args, kwargs):
 
 def _trace_call(tracer, operation, args, kwargs, shapes):
     if is_graph(operation):
-        inner = _function(operation)
+        inner = function_of(operation)
         tensors = _inputs_of(inner, args, kwargs)
         if len(tensors) == len(inner.inputs):
             tracer.nest(operation, inner.inputs, tensors)

@@ -12,7 +12,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_neumeta.graph.functional import (
+    function_of,
+    normalized_layers,
+    single_calls,
+)
 from keras_neumeta.graph.layout import VariableLayout
+from keras_neumeta.graph.rules.registry import channel_axis, has_plain_weights
 
 _LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
@@ -68,15 +74,13 @@ def find_input_means(function, variables, layouts, groups):
         number = counts.get(layout.role, 0)
         counts[layout.role] = number + 1
         place[id(variable)] = number, layout
-    nodes = _single_calls(function)
     found = []
-    for norm, node in nodes.values():
+    for call, following in normalized_layers(function):
+        linear, norm = call.operation, following.operation
         if type(norm) is not layers.BatchNormalization or not norm.trainable:
             continue
-        source = node.input_tensors[0]._keras_history.operation
-        if id(source) not in nodes or not _is_linear(source):
+        if not _is_linear(linear) or norm.moving_mean is None:
             continue
-        linear, call = nodes[id(source)]
         number, kernel = place[id(linear.kernel)]
         if kernel.role != "weight":
             continue
@@ -87,9 +91,7 @@ def find_input_means(function, variables, layouts, groups):
         ):
             continue  # The sums are over the same channels at every size.
         given, made = call.input_tensors[0].shape, call.outputs[0].shape
-        axes = [_channel_axis(linear, len(x)) for x in (given, made)]
-        if norm.axis % len(made) != axes[1] or norm.moving_mean is None:
-            continue
+        channels = channel_axis(linear, len(given))
         found.append(
             InputMean(
                 linear.name,
@@ -102,8 +104,8 @@ def find_input_means(function, variables, layouts, groups):
                     "statistic",
                     False,
                 ),
-                _taps(linear, given, made),
-                axes[0],
+                _taps(linear, given, made, channels),
+                channels,
                 norm.momentum,
             )
         )
@@ -121,28 +123,10 @@ def with_inputs(model, names):
         `keras.Model` with the same layers; its output is a list of the
         network's output and the list of those inputs.
     """
-    function = (
-        model._functional if isinstance(model, keras.Sequential) else model
-    )
-    calls = {
-        operation.name: node
-        for operation, node in _single_calls(function).values()
-    }
+    function = function_of(model)
+    calls = {n.operation.name: n for n in single_calls(function).values()}
     inputs = [calls[name].input_tensors[0] for name in names]
     return keras.Model(function.input, [function.output, inputs])
-
-
-def _single_calls(function):
-    """Dict from id to (operation, node), for those that are called once."""
-    calls: dict = {}
-    for nodes in function._nodes_by_depth.values():
-        for node in nodes:
-            calls.setdefault(id(node.operation), []).append(node)
-    return {
-        key: (nodes[0].operation, nodes[0])
-        for key, nodes in calls.items()
-        if len(nodes) == 1
-    }
 
 
 def _is_linear(layer):
@@ -150,25 +134,19 @@ def _is_linear(layer):
         type(layer) in _LINEAR
         and layer.activation in (None, keras.activations.linear)
         and getattr(layer, "groups", 1) == 1
-        and not layer.lora_enabled
+        and has_plain_weights(layer)
     )
 
 
-def _channel_axis(layer, rank):
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else rank - 1
-
-
-def _taps(layer, given, made):
+def _taps(layer, given, made, channels):
     """How much of the input each position of the kernel sees."""
     if isinstance(layer, layers.Dense):
         return np.ones(1, "float32")
-    first = layer.data_format == "channels_first"
-    spatial = slice(2, None) if first else slice(1, -1)
+    spatial = [n for n in range(1, len(given)) if n != channels]
     taps = np.ones((), "float32")
     for length, outputs, kernel, stride, dilation in zip(
-        given[spatial],
-        made[spatial],
+        [given[n] for n in spatial],
+        [made[n] for n in spatial],
         layer.kernel_size,
         layer.strides,
         layer.dilation_rate,

@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.graph import finalize
-from keras_neumeta.graph.channel_graph import _function, check_model, is_graph
+from keras_neumeta.graph.channel_graph import check_model, is_graph
+from keras_neumeta.graph.functional import function_of, normalized_layers
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
@@ -50,7 +51,7 @@ def fold_batch_norm(model):
 
 
 def _fold(model):
-    folds = _find_folds(_function(model))
+    folds = _find_folds(function_of(model))
     folded_norms = {id(norm) for norm in folds.values()}
     clones = []
 
@@ -106,40 +107,23 @@ class _Folded(keras.layers.Layer):
 
 def _find_folds(function):
     """Dict from `id(linear layer)` to the normalization to fold into it."""
-    users, producer, num_calls = {}, {}, {}
+    users: dict = {}
     for nodes in function._nodes_by_depth.values():
         for node in nodes:
-            operation = node.operation
-            num_calls[id(operation)] = num_calls.get(id(operation), 0) + 1
             for x in node.input_tensors:
                 users.setdefault(id(x), []).append(node)
-            for x in node.outputs:
-                producer[id(x)] = node
     outputs = {id(x) for x in function.outputs}
     folds = {}
-    for nodes in function._nodes_by_depth.values():
-        for node in nodes:
-            norm = node.operation
-            if not isinstance(norm, keras.layers.BatchNormalization):
-                continue
-            x = node.input_tensors[0]
-            if id(x) not in producer or id(x) in outputs:
-                continue
-            layer = producer[id(x)].operation
-            if (
-                type(layer) in _FOLDABLE
-                and layer.activation is keras.activations.linear
-                and len(users[id(x)]) == 1
-                and num_calls[id(layer)] == num_calls[id(norm)] == 1
-                and norm.axis % len(x.shape) == _channel_axis(layer, x)
-            ):
-                folds[id(layer)] = norm
+    for call, following in normalized_layers(function):
+        layer, x = call.operation, following.input_tensors[0]
+        if (
+            type(layer) in _FOLDABLE
+            and layer.activation is keras.activations.linear
+            and len(users[id(x)]) == 1
+            and id(x) not in outputs
+        ):
+            folds[id(layer)] = following.operation
     return folds
-
-
-def _channel_axis(layer, x):
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else len(x.shape) - 1
 
 
 def _folded_weights(layer, norm):

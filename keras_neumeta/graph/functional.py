@@ -1,0 +1,46 @@
+"""Reads the functional graph inside a model: its calls, and what follows what.
+
+Keras offers no public way to the nodes of a graph.
+"""
+
+import keras
+
+from keras_neumeta.graph.rules.registry import channel_axis
+
+
+def function_of(model):
+    """The functional graph inside a model."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model
+
+
+def single_calls(function):
+    """Dict from the id of each operation that is called once to its node."""
+    calls: dict = {}
+    for nodes in function._nodes_by_depth.values():
+        for node in nodes:
+            calls.setdefault(id(node.operation), []).append(node)
+    return {key: nodes[0] for key, nodes in calls.items() if len(nodes) == 1}
+
+
+def normalized_layers(function):
+    """Layers whose channels batch norm takes over, both called once.
+
+    Returns:
+        List of pairs of nodes: the call of the layer, that of the batch norm.
+    """
+    calls = single_calls(function)
+    pairs = []
+    for node in calls.values():
+        norm = node.operation
+        if not isinstance(norm, keras.layers.BatchNormalization):
+            continue
+        x = node.input_tensors[0]
+        source = calls.get(id(x._keras_history.operation))
+        if source is None:
+            continue
+        rank = len(x.shape)
+        if norm.axis % rank == channel_axis(source.operation, rank):
+            pairs.append((source, node))
+    return pairs
