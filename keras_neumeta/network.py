@@ -36,10 +36,10 @@ class Network:
                 )
         order = [*self.variables, *(variable for variable, _ in presence)]
         place = {id(v): n for n, v in enumerate(order)}
-        self.input_means = graph.input_means
+        self.normalized_sums = graph.normalized_sums
         self._runner = model
-        if self.input_means:
-            names = [mean.layer for mean in self.input_means]
+        if self.normalized_sums:
+            names = [each.layer for each in self.normalized_sums]
             self._runner = with_inputs(model, names)
         variables = self._runner.trainable_variables
         self.trainable = [place[id(v)] for v in variables]
@@ -50,7 +50,7 @@ class Network:
         if within:
             self._parts = [Part(layout, sizes) for layout in graph.layouts]
             self._mean_parts = [
-                Part(mean.layout, sizes) for mean in self.input_means
+                Part(each.layout, sizes) for each in self.normalized_sums
             ]
 
     def presence(self, sizes):
@@ -102,7 +102,7 @@ class Network:
             return_losses=True,
         )
         means = []
-        if self.input_means:
+        if self.normalized_sums:
             outputs, measured = outputs
             means = statistics[self.roles.count("statistic") :]
             if training and means:
@@ -124,14 +124,14 @@ class Network:
             losses,
         )
 
-    def _moved(self, means, inputs):
-        """The moving means of the inputs, after a batch."""
+    def _moved(self, means, measured):
+        """The moving means of the inputs, after a batch of these inputs."""
         moved = []
-        for number, (mean, x) in enumerate(zip(self.input_means, inputs)):
-            new = mean.measure(x)
+        for number, (each, x) in enumerate(zip(self.normalized_sums, measured)):
+            new = each.measure(x)
             if self._mean_parts:
                 new = self._mean_parts[number].pad(new)
-            kept = mean.momentum
+            kept = each.momentum
             moved.append(kept * means[number] + (1.0 - kept) * new)
         return moved
 

@@ -27,7 +27,8 @@ class StatisticsField(keras.layers.Layer):
 
     The mean of what a linear layer computes is no smooth curve. It follows
     from the layer's mean input, a further statistic, and the weights of the
-    size; its curve holds only what this leaves (the borders of images).
+    size; its curve holds only what this leaves (the borders of images). The
+    curve of its variance holds the ratio to the sum of its squared weights.
 
     Args:
         min_ratio: Ratio of the first knot; the last one is at 1.
@@ -43,23 +44,32 @@ class StatisticsField(keras.layers.Layer):
         self.num_knots = 1 if min_ratio >= 1.0 else num_knots
         self.stretch = stretch
 
-    def attach(self, graph, values):
+    def attach(self, graph, values, weights):
         """Creates the knots, all with the target's own statistics.
 
         Args:
             graph: `ChannelGraph` of the target.
             values: The target's statistics, in the order of the layouts
                 whose role is `"statistic"`.
+            weights: The weights that these belong to.
         """
         self.graph = graph
         self.layouts = [
             *(x for x in graph.layouts if x.role == "statistic"),
-            *(mean.layout for mean in graph.input_means),
+            *(each.layout for each in graph.normalized_sums),
         ]
-        # Not measured yet: the curves hold all.
+        # Mean inputs are not measured yet: the curves hold all.
         values = [
             *values,
-            *(np.zeros(mean.layout.shape) for mean in graph.input_means),
+            *(np.zeros(each.layout.shape) for each in graph.normalized_sums),
+        ]
+        values, weights = (
+            [ops.convert_to_tensor(np.asarray(v, "float32")) for v in arrays]
+            for arrays in (values, weights)
+        )
+        values = [
+            ops.convert_to_numpy(value)
+            for value in self._curves(values, weights)
         ]
         # Statistics of the same channels are one array: fewer, larger
         # operations in each step.
@@ -100,18 +110,31 @@ class StatisticsField(keras.layers.Layer):
         Returns:
             List of tensors in the order of the layouts.
         """
-        return self._add_predicted(self._read(sizes), weights, 1.0)
-
-    def _add_predicted(self, values, weights, sign):
-        """Adds the means that follow from the mean inputs among `values`."""
-        values = list(values)
-        inputs = values[len(values) - len(self.graph.input_means) :]
-        for mean, value in zip(self.graph.input_means, inputs, strict=True):
-            kernel = ops.convert_to_tensor(weights[mean.kernel])
-            kernel = ops.stop_gradient(kernel)
-            predicted = mean.predict(kernel, value)
-            values[mean.statistic] = values[mean.statistic] + sign * predicted
+        values = self._read(sizes)
+        for each, mean, spread in self._predicted(values, weights):
+            values[each.mean] = values[each.mean] + mean
+            variance = values[each.variance] * spread - each.epsilon
+            values[each.variance] = ops.maximum(variance, 0.0)
         return values
+
+    def _curves(self, values, weights):
+        """What the curves hold of the statistics of a size."""
+        values = list(values)
+        for each, mean, spread in self._predicted(values, weights):
+            values[each.mean] = values[each.mean] - mean
+            variance = values[each.variance] + each.epsilon
+            values[each.variance] = variance / spread
+        return values
+
+    def _predicted(self, values, weights):
+        """What follows from the mean inputs among `values` and the weights."""
+        sums = self.graph.normalized_sums
+        inputs = values[len(values) - len(sums) :]
+        for each, value in zip(sums, inputs, strict=True):
+            kernel = ops.convert_to_tensor(weights[each.kernel])
+            kernel = ops.stop_gradient(kernel)
+            mean = each.predict_mean(kernel, value)
+            yield each, mean, each.predict_variance(kernel)
 
     def _read(self, sizes):
         matrices = group_matrices(
@@ -152,12 +175,15 @@ class StatisticsField(keras.layers.Layer):
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)
+        after = [ops.cast(value, "float32") for value in after]
         changes = [
-            ops.stop_gradient(ops.cast(new, "float32") - old)
-            for old, new in zip(before, after, strict=True)
+            ops.stop_gradient(new - old)
+            for old, new in zip(
+                self._curves(before, weights),
+                self._curves(after, weights),
+                strict=True,
+            )
         ]
-        # What the mean inputs change is not left to the curves.
-        changes = self._add_predicted(changes, weights, -1.0)
         for number, bundle in enumerate(self.bundles):
             change = ops.stack([changes[index] for index in bundle])
             layout = self.layouts[bundle[0]]

@@ -361,6 +361,24 @@ def test_larger_than_full_has_to_be_asked_for(stretched):
     )
 
 
+def test_larger_than_full_of_some_layers():
+    """The larger network, where all layers change, has more of the sums."""
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, padding="same", name="first")(inputs)
+    a = layers.Conv2D(12, 3, padding="same", name="a")(x)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    b = layers.Conv2D(4, 3, padding="same", name="b")(x)
+    x = layers.Flatten()(layers.Concatenate()([a, b]))
+    x = layers.BatchNormalization()(layers.Dense(10, name="inner")(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    graph = trace(model, ["a", "b", "inner"])
+    (only,) = graph.normalized_sums
+    assert only.layer == "inner"
+    sizes = graph.sizes(1.5, limit=np.inf)
+    axis = graph.axes_at(only.layout, sizes)[0]
+    assert (len(axis),) == only.layout.shape_at(sizes) == (36 * (18 + 6),)
+
+
 @pytest.mark.parametrize("field", [ImplicitField(), AnchoredField()])
 def test_fields_without_weights_above_the_full_size(field):
     hyper = ManifoldHyperModel(randomize(network()), field, seed=0)

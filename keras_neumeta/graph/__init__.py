@@ -6,7 +6,7 @@ from keras_neumeta.graph.channel_graph import own_classes as own_classes
 from keras_neumeta.graph.channel_graph import trace as trace
 from keras_neumeta.graph.layout import ChannelGroup as ChannelGroup
 from keras_neumeta.graph.layout import VariableLayout as VariableLayout
-from keras_neumeta.graph.means import with_inputs as with_inputs
+from keras_neumeta.graph.moments import with_inputs as with_inputs
 from keras_neumeta.graph.part import Part as Part
 from keras_neumeta.graph.resize import assign as assign
 from keras_neumeta.graph.resize import finalize as finalize

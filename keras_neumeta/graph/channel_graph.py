@@ -7,7 +7,7 @@ import math
 import keras
 
 from keras_neumeta.graph.functional import function_of
-from keras_neumeta.graph.means import find_input_means
+from keras_neumeta.graph.moments import find_normalized_sums
 from keras_neumeta.graph.rules import find_rule
 from keras_neumeta.graph.sizes import (
     matching,
@@ -27,7 +27,8 @@ class ChannelGraph:
         groups: List of `ChannelGroup`.
         layouts: List of `VariableLayout`, in the order of
             `model.variables`.
-        input_means: Tuple of `InputMean`: what moving means follow from.
+        normalized_sums: Tuple of `NormalizedSum`: where batch norm
+            follows a sum over changing channels.
     """
 
     def __init__(self, model, groups, layouts, resizes, masks):
@@ -41,7 +42,7 @@ class ChannelGraph:
         self.layouts = layouts
         self.resizes = resizes
         self.masks = masks
-        self.input_means = find_input_means(
+        self.normalized_sums = find_normalized_sums(
             function_of(model), model.variables, layouts, groups
         )
         weights = {id(v) for v in model.weights}
@@ -115,7 +116,7 @@ class ChannelGraph:
         """The axes of a variable at `sizes`, which may be above the full.
 
         Args:
-            layout: One of `layouts` or of those of `input_means`.
+            layout: One of `layouts` or of those of `normalized_sums`.
             sizes: Channels per group.
 
         Returns:
@@ -127,11 +128,12 @@ class ChannelGraph:
                 for n, axis in layout.axes.items()
             }
         larger = self._larger(tuple(sizes))
-        pairs = zip(self._all_layouts(), larger._all_layouts(), strict=True)
-        return next(there.axes for here, there in pairs if here is layout)
-
-    def _all_layouts(self):
-        return [*self.layouts, *(mean.layout for mean in self.input_means)]
+        for here, there in zip(self.layouts, larger.layouts, strict=True):
+            if here is layout:
+                return there.axes
+        # The larger network may have more of these: there, all layers change.
+        layouts = {s.layout.path: s.layout for s in larger.normalized_sums}
+        return layouts[layout.path].axes
 
     def _larger(self, sizes):
         """The channel graph of a larger network of the same kind."""

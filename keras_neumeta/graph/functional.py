@@ -16,7 +16,10 @@ def function_of(model):
 
 
 def single_calls(function):
-    """Dict from the id of each operation that is called once to its node."""
+    """Dict from the id of each operation that is called once to its node.
+
+    Calls inside of nested models are not looked at.
+    """
     calls: dict = {}
     for nodes in function._nodes_by_depth.values():
         for node in nodes:

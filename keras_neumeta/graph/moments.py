@@ -1,9 +1,10 @@
-"""Mean inputs of linear layers, from which the mean of their sums follows.
+"""What the moments of a sum over channels follow from.
 
-Batch norm behind a linear layer keeps the mean of sums over input channels.
-From one size to the next it jumps: each channel adds its own share. What a
-channel's input is on average hardly depends on the size, though, and with the
-weights of a size it tells the mean of the sum.
+Batch norm behind a linear layer keeps the mean and the variance of sums over
+input channels. From one size to the next they jump: each channel adds its own
+share. What a channel's input is on average hardly depends on the size, though,
+and with the weights of a size it tells the mean of the sum; most of its
+variance is that of its squared weights.
 """
 
 import dataclasses
@@ -24,42 +25,51 @@ _LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 
 @dataclasses.dataclass(frozen=True)
-class InputMean:
-    """The mean input of a linear layer that batch norm follows.
+class NormalizedSum:
+    """The sums of a linear layer that batch norm follows.
 
     Attributes:
         layer: Name of the linear layer.
         kernel: Place of its kernel among the weights.
-        statistic: Place of the moving mean among the statistics.
+        mean, variance: Places of the moving mean and variance among the
+            statistics.
         layout: `VariableLayout` of the mean input, one value per channel.
         taps: How much of the input each kernel position sees: below 1 where
             it reaches into the padding. `(positions,)`, one for `Dense`.
         axis: Channel axis of the input.
-        momentum: Of the moving mean.
+        momentum: Of the moving statistics.
+        epsilon: Variance that counts as none.
     """
 
     layer: str
     kernel: int
-    statistic: int
+    mean: int
+    variance: int
     layout: VariableLayout
     taps: np.ndarray
     axis: int
     momentum: float
+    epsilon: float
 
     def measure(self, inputs):
         """Mean of a batch of inputs, `(channels,)`."""
         axes = [n for n in range(len(inputs.shape)) if n != self.axis]
         return ops.mean(ops.cast(inputs, "float32"), axis=axes)
 
-    def predict(self, kernel, mean):
+    def predict_mean(self, kernel, inputs):
         """Mean of the sums, `(output channels,)`, for a mean input."""
-        seen = ops.convert_to_tensor(self.taps)[:, None] * mean[None]
+        seen = ops.convert_to_tensor(self.taps)[:, None] * inputs[None]
         kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
         return ops.matmul(ops.reshape(seen, (1, -1)), kernel)[0]
 
+    def predict_variance(self, kernel):
+        """Variance of the sums but for a factor, plus `epsilon`."""
+        axes = list(range(len(kernel.shape) - 1))
+        return ops.sum(ops.square(kernel), axis=axes) + self.epsilon
 
-def find_input_means(function, variables, layouts, groups):
-    """The mean inputs that a network's moving means follow from.
+
+def find_normalized_sums(function, variables, layouts, groups):
+    """The sums whose moments follow from the weights of a size.
 
     Args:
         function: The functional graph of a network.
@@ -67,7 +77,7 @@ def find_input_means(function, variables, layouts, groups):
         groups: Its channel groups.
 
     Returns:
-        Tuple of `InputMean`.
+        Tuple of `NormalizedSum`.
     """
     place, counts = {}, {}
     for variable, layout in zip(variables, layouts, strict=True):
@@ -93,23 +103,25 @@ def find_input_means(function, variables, layouts, groups):
         given, made = call.input_tensors[0].shape, call.outputs[0].shape
         channels = channel_axis(linear, len(given))
         found.append(
-            InputMean(
-                linear.name,
-                number,
-                place[id(norm.moving_mean)][0],
-                VariableLayout(
-                    f"{linear.name}/mean_input",
-                    (len(axis),),
-                    {0: axis},
-                    "statistic",
-                    False,
+            NormalizedSum(
+                layer=linear.name,
+                kernel=number,
+                mean=place[id(norm.moving_mean)][0],
+                variance=place[id(norm.moving_variance)][0],
+                layout=VariableLayout(
+                    path=f"{linear.name}/mean_input",
+                    shape=(len(axis),),
+                    axes={0: axis},
+                    role="statistic",
+                    trainable=False,
                 ),
-                _taps(linear, given, made, channels),
-                channels,
-                norm.momentum,
+                taps=_taps(linear, given, made, channels),
+                axis=channels,
+                momentum=norm.momentum,
+                epsilon=norm.epsilon,
             )
         )
-    return tuple(sorted(found, key=lambda mean: mean.statistic))
+    return tuple(sorted(found, key=lambda total: total.mean))
 
 
 def with_inputs(model, names):
@@ -117,7 +129,8 @@ def with_inputs(model, names):
 
     Args:
         model: Sequential or functional `keras.Model`.
-        names: Names of layers that it calls once.
+        names: Names of layers that it calls once: a network of another size
+            has layers of the same names.
 
     Returns:
         `keras.Model` with the same layers; its output is a list of the
@@ -156,7 +169,7 @@ def _taps(layer, given, made, channels):
         if layer.padding != "valid" and length is not None:
             reach = (kernel - 1) * dilation + 1
             missing = max((outputs - 1) * stride + reach - length, 0)
-            before = missing // 2 if layer.padding == "same" else missing
+            before = reach - 1 if layer.padding == "causal" else missing // 2
             places = (
                 stride * np.arange(outputs)[None]
                 + dilation * np.arange(kernel)[:, None]
