@@ -72,6 +72,10 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             outputs of the largest size alone, at 0 from the labels alone.
             Default: 0.5, as the largest size is a poor teacher at first. No
             effect with a sampler that draws one size.
+        ratio_power: The loss of each smaller size of a step counts by its
+            ratio to this power. At 0, as much as that of the largest; the
+            higher, the less the small sizes pull at the weights that they
+            share with the large ones.
         reconstruction: Weight of the distance between the generated weights
             at full size and the target's own, beside the loss summed over
             the sizes of a step.
@@ -113,6 +117,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         *,
         layers=None,
         distillation=0.5,
+        ratio_power=1.0,
         reconstruction=0.0,
         weight_norm=0.0,
         noise=0.0,
@@ -129,6 +134,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         _warn_of_ignored(model)
         weights = {
             "distillation": distillation,
+            "ratio_power": ratio_power,
             "reconstruction": reconstruction,
             "weight_norm": weight_norm,
             "noise": noise,
@@ -154,6 +160,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         super().__init__(name=name, autocast=False, **kwargs)
         self.morphed_layers = layers
         self.distillation = float(distillation)
+        self.ratio_power = float(ratio_power)
         self.reconstruction = float(reconstruction)
         self.weight_norm = float(weight_norm)
         self.noise = float(noise)
@@ -188,7 +195,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.statistics = StatisticsField(
             min_ratio=sampler.min_ratio, stretch=field.stretch
         )
-        self.statistics.attach(self.graph, values["statistic"])
+        self.statistics.attach(
+            self.graph, values["statistic"], values["weight"]
+        )
         self.states = [
             self._constant("state", value) for value in values["state"]
         ]
@@ -342,16 +351,18 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                     x, y, outputs, sample_weight, training=True
                 )
             task_total = task_total + loss
-            if largest is None:
-                largest = outputs
-            elif self.distillation:
+            if largest is not None and self.distillation:
                 distilled = self._distill(largest, outputs, sample_weight)
                 distillation_total = distillation_total + distilled
                 share = self.distillation
                 loss = (1.0 - share) * loss + share * distilled
-            total = total + loss
             for extra in losses:
-                total = total + ops.sum(ops.cast(extra, "float32"))
+                loss = loss + ops.sum(ops.cast(extra, "float32"))
+            if largest is None:
+                largest = outputs
+            else:
+                loss = loss * self._weight(ratio)
+            total = total + loss
             if self.weight_norm:
                 norm = self._norm(weights) * self.weight_norm
                 self.trackers["weight_norm_loss"].update_state(norm)
@@ -369,6 +380,14 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             total = total + distance
         self._loss_tracker.update_state(total, sample_weight=_batch_size(x))
         return total, largest
+
+    def _weight(self, ratio):
+        """Weight of the loss of a smaller size."""
+        if isinstance(ratio, tuple):
+            ratio = ratio[0]
+        ratio = ops.convert_to_tensor(ratio, "float32")
+        ratio = ops.mean(ratio) / self.sampler.max_ratio
+        return ops.power(ratio, self.ratio_power)
 
     def _distill(self, teacher, student, sample_weight):
         teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
@@ -525,8 +544,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """
         return self.morph(1.0).export(filepath, *args, **kwargs)
 
+    # Keras saves no state of seed generators.
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["noise"] = ops.convert_to_numpy(self.noise_seed.state)
+
     def load_own_variables(self, store):
-        super().load_own_variables(store)
+        self.noise_seed.state.assign(store["noise"])
+        own = {key: store[key] for key in store.keys() if key != "noise"}
+        super().load_own_variables(own)
         self.networks.set_states([ops.convert_to_numpy(v) for v in self.states])
 
     def get_config(self):
@@ -543,6 +569,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "sampler": serialize(self.sampler),
             "layers": self.morphed_layers,
             "distillation": self.distillation,
+            "ratio_power": self.ratio_power,
             "reconstruction": self.reconstruction,
             "weight_norm": self.weight_norm,
             "noise": self.noise,

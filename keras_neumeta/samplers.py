@@ -224,19 +224,21 @@ class Switches(SizeSampler):
 
 @register_serializable
 class Sandwich(SizeSampler):
-    """The largest, the smallest and random ratios between, each step.
+    """Fixed ratios, the largest and the smallest among them, and random ones.
 
-    The range is divided into bands, each from some ratio down to the same
-    share of it (1 to 0.5 and 0.5 to 0.25), and each band gets random ratios:
-    small sizes learn as often as large ones. The largest and the smallest are
-    computed physically at their size, a random one within the largest network
-    of its band: below 0.5 it costs a quarter of a step at full size.
+    The fixed ones are evenly spaced (1, 0.75, 0.5 and 0.25) and computed
+    physically at their size: what learns in every step ends well above its
+    neighbours. For the random ones the range is divided into bands, each from
+    some ratio down to the same share of it (1 to 0.5 and 0.5 to 0.25), so that
+    small sizes learn as often as large ones. They are computed within the
+    largest network of their band: below 0.5 at a quarter of the cost.
 
     Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
-    sandwich rule; theirs is `bands=1, num_random=2`.
+    sandwich rule; theirs is `num_fixed=2, num_random=2, bands=1`.
 
     Args:
         min_ratio, max_ratio: The range of the ratio, in (0, 1].
+        num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
         bands: How many bands.
         seed: Start of the sequence.
@@ -246,20 +248,22 @@ class Sandwich(SizeSampler):
         self,
         min_ratio=0.25,
         max_ratio=1.0,
+        num_fixed=4,
         num_random=1,
         bands=2,
         seed=None,
         **kwargs,
     ):
         self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
+        self.num_fixed = _check_count("num_fixed", num_fixed, 2)
         self.num_random = _check_count("num_random", num_random, 0)
         self.bands = _check_count("bands", bands, 1)
-        self.num_sizes = 2 + num_random * bands
+        self.num_sizes = num_fixed + num_random * bands
         super().__init__(num_random * bands, seed, **kwargs)
 
     @property
     def static_ratios(self):
-        return (self.max_ratio, self.min_ratio)
+        return self._divided(np.linspace, self.num_fixed)
 
     @property
     def limits(self):
@@ -268,12 +272,17 @@ class Sandwich(SizeSampler):
 
     def _edges(self):
         """Ratios where the bands begin and end, from the largest."""
-        edges = np.geomspace(self.max_ratio, self.min_ratio, self.bands + 1)
-        inner = (float(f"{edge:.6g}") for edge in edges[1:-1])
+        return self._divided(np.geomspace, self.bands + 1)
+
+    def _divided(self, space, number):
+        """The range divided into so many ratios, from the largest."""
+        inner = space(self.max_ratio, self.min_ratio, number)[1:-1]
+        inner = (float(f"{ratio:.6g}") for ratio in inner)
         return (self.max_ratio, *inner, self.min_ratio)
 
     def sample(self):
-        return [self.max_ratio, *self.sample_random(), self.min_ratio]
+        largest, *others = self.static_ratios
+        return [largest, *self.sample_random(), *others]
 
     def sample_random(self):
         """The random ratios of one step."""
@@ -292,6 +301,7 @@ class Sandwich(SizeSampler):
             **super().get_config(),
             "min_ratio": self.min_ratio,
             "max_ratio": self.max_ratio,
+            "num_fixed": self.num_fixed,
             "num_random": self.num_random,
             "bands": self.bands,
         }
@@ -307,15 +317,22 @@ class Independent(Sandwich):
 
     Args:
         min_ratio, max_ratio: The range of the ratios, in (0, 1].
+        num_fixed: How many fixed ratios a step, the same for all groups.
         num_random: How many random sizes a step.
         seed: Seed of the generator.
     """
 
     def __init__(
-        self, min_ratio=0.25, max_ratio=1.0, num_random=1, seed=None, **kwargs
+        self,
+        min_ratio=0.25,
+        max_ratio=1.0,
+        num_fixed=2,
+        num_random=1,
+        seed=None,
+        **kwargs,
     ):
         super().__init__(
-            min_ratio, max_ratio, num_random, bands=1, seed=seed, **kwargs
+            min_ratio, max_ratio, num_fixed, num_random, 1, seed, **kwargs
         )
         self.seed_generator = keras.random.SeedGenerator(seed)
 

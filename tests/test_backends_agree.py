@@ -38,8 +38,9 @@ def first_steps():
     hyper = ManifoldHyperModel(
         model,
         field=AnchoredField(correction="gain", seed=0),
-        sampler=Sandwich(0.25, 1.0, num_random=1, seed=0),
+        sampler=Sandwich(0.25, 1.0, num_fixed=3, seed=0),
         distillation=0.7,
+        ratio_power=0.5,
         reconstruction=0.1,
         weight_norm=1e-3,
         smooth=False,

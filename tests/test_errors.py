@@ -189,7 +189,8 @@ def test_unknown_names(argument, value):
 
 
 @pytest.mark.parametrize(
-    "argument", ["distillation", "reconstruction", "weight_norm", "noise"]
+    "argument",
+    ["distillation", "ratio_power", "reconstruction", "weight_norm", "noise"],
 )
 def test_numbers_of_the_loss(argument):
     limit = "1" if argument == "distillation" else "inf"

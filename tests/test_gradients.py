@@ -45,6 +45,7 @@ def hypermodel(sampler, correction):
         AnchoredField(correction="gain", seed=0),
         sampler,
         distillation=0.0,
+        ratio_power=0.0,
         smooth=False,
         seed=0,
     )
@@ -72,7 +73,7 @@ def loss_of_morphs(hyper, ratios):
 @pytest.mark.parametrize(
     ("make", "ratios"),
     [
-        (lambda: Sandwich(0.5, 1.0, num_random=0), (1.0, 0.5)),
+        (lambda: Sandwich(0.5, 1.0, num_fixed=2, num_random=0), (1.0, 0.5)),
         # Computed by masks at full size, and within a limit.
         (lambda: Discrete([0.5]), (0.5,)),
         (lambda: Uniform(0.5, 0.5), (0.5,)),

@@ -228,8 +228,9 @@ def test_reconstruction_starts_at_zero_and_grows():
 def test_first_loss_by_hand():
     """The loss of a step, from the outputs of the morphed networks."""
     hyper = hypermodel(
-        sampler=keras_neumeta.Sandwich(min_ratio=0.5, num_random=0),
+        sampler=keras_neumeta.Sandwich(0.5, num_fixed=2, num_random=0),
         distillation=0.25,
+        ratio_power=2.0,
         weight_norm=0.1,
     )
     x, y = vectors()
@@ -245,7 +246,8 @@ def test_first_loss_by_hand():
     norm = 0.1 * sum(
         np.sqrt((w**2).sum()) for n in networks for w in n.get_weights()
     )
-    total = task[0] + 0.75 * task[1] + 0.25 * distilled + norm
+    smaller = 0.75 * task[1] + 0.25 * distilled
+    total = task[0] + 0.5**2 * smaller + norm
     logs = hyper.train_on_batch(x, y, return_dict=True)
     assert logs["loss"] == pytest.approx(total, rel=1e-4)
     assert logs["task_loss"] == pytest.approx(np.mean(task), rel=1e-4)
@@ -255,7 +257,7 @@ def test_first_loss_by_hand():
 
 def test_losses_of_the_target_are_in_the_loss():
     x, y = vectors()
-    sampler = {"min_ratio": 0.5, "num_random": 0}
+    sampler = {"min_ratio": 0.5, "num_fixed": 2, "num_random": 0}
 
     def first_loss(model):
         hyper = hypermodel(model, sampler=keras_neumeta.Sandwich(**sampler))
@@ -275,7 +277,7 @@ def test_losses_of_the_target_are_in_the_loss():
     _, loss = first_loss(
         same_weights(mlp(kernel_regularizer=keras.regularizers.L2(0.1)))
     )
-    extra = 0.1 * np.sum(squares)
+    extra = 0.1 * (squares[0] + 0.5 * squares[1])
     assert loss - reference == pytest.approx(extra, rel=1e-3)
 
     active = keras.Sequential(
@@ -287,7 +289,7 @@ def test_losses_of_the_target_are_in_the_loss():
     )
     hyper, loss = first_loss(same_weights(active))
     extra = 0.1 * (x**2).sum() / len(x)
-    assert loss - reference == pytest.approx(2 * extra, rel=1e-3)
+    assert loss - reference == pytest.approx(1.5 * extra, rel=1e-3)
     evaluated = hyper.evaluate(x, y, verbose=0)
     plain_loss = plain.evaluate(x, y, verbose=0)
     assert evaluated - plain_loss == pytest.approx(extra, rel=1e-3)
@@ -543,7 +545,7 @@ def scaled_difference(teacher, student):
 )
 def test_custom_distillation_loss(loss):
     hyper = hypermodel(
-        sampler=keras_neumeta.Sandwich(min_ratio=0.5, num_random=0),
+        sampler=keras_neumeta.Sandwich(0.5, num_fixed=2, num_random=0),
         distillation_loss=loss,
     )
     x, y = vectors()

@@ -56,7 +56,7 @@ def test_discrete_is_even_without_probabilities():
 
 @pytest.mark.parametrize("num_random", [0, 1, 3])
 def test_sandwich_has_the_ends_and_random_ratios(num_random):
-    sampler = Sandwich(0.25, 1.0, num_random=num_random, bands=1, seed=0)
+    sampler = Sandwich(0.25, 1.0, 2, num_random, bands=1, seed=0)
     assert sampler.static_ratios == (1.0, 0.25)
     ratios = draw(sampler, 50)
     assert ratios.shape == (50, num_random + 2)
@@ -68,9 +68,19 @@ def test_sandwich_has_the_ends_and_random_ratios(num_random):
         assert np.abs(correlation - np.eye(num_random)).max() < 0.3
 
 
+def test_fixed_ratios_of_sandwich():
+    assert Sandwich().static_ratios == (1.0, 0.75, 0.5, 0.25)
+    sampler = Sandwich(0.1, 0.8, num_fixed=3, num_random=0)
+    assert sampler.static_ratios == (0.8, 0.45, 0.1)
+    assert sampler.num_sizes == 3
+    assert sampler.sample() == [0.8, 0.45, 0.1]
+    with_random = Sandwich(0.1, 0.8, num_fixed=3).sample()
+    assert with_random[:1] + with_random[-2:] == [0.8, 0.45, 0.1]
+
+
 @pytest.mark.parametrize("num_random", [1, 2])
 def test_sandwich_has_random_ratios_in_each_band(num_random):
-    sampler = Sandwich(0.1, 0.8, num_random=num_random, bands=3, seed=0)
+    sampler = Sandwich(0.1, 0.8, 2, num_random, bands=3, seed=0)
     assert sampler.limits == (0.8, 0.4, 0.2)
     assert sampler.num_sizes == 2 + 3 * num_random
     limits = [ratio[1] for ratio in sampler.sample()[1:-1]]
@@ -85,10 +95,10 @@ def test_sandwich_has_random_ratios_in_each_band(num_random):
     assert Sandwich(num_random=0).limits == ()
 
 
-def test_ends_of_sandwich_are_python_floats():
-    first, *random, last = Sandwich(num_random=1).sample()
-    assert isinstance(first, float) and isinstance(last, float)
-    assert not isinstance(random[0], float)
+def test_fixed_ratios_of_sandwich_are_python_floats():
+    first, random, *others = Sandwich(bands=1).sample()
+    assert all(isinstance(ratio, float) for ratio in (first, *others))
+    assert not isinstance(random, float)
 
 
 def test_first_ratios_are_the_same_on_every_backend():
@@ -129,6 +139,7 @@ def test_state_goes_on_after_loading():
         (lambda: Sandwich("0.5"), TypeError, "must be a number"),
         (lambda: Sandwich(num_random=9), ValueError, "at most 16"),
         (lambda: Sandwich(num_random=-1), ValueError, "num_random"),
+        (lambda: Sandwich(num_fixed=1), ValueError, "`num_fixed` .* least 2"),
         (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),
         (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Discrete([]), ValueError, "must not be empty"),

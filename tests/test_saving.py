@@ -37,7 +37,12 @@ def data():
 def trained():
     keras.utils.set_random_seed(0)
     hyper = ManifoldHyperModel(
-        target(), noise=0.5, reconstruction=0.1, weight_norm=1e-4, seed=3
+        target(),
+        noise=0.5,
+        ratio_power=0.5,
+        reconstruction=0.1,
+        weight_norm=1e-4,
+        seed=3,
     )
     hyper.compile("adam", LOSS, metrics=["accuracy"])
     hyper.fit(*data(), batch_size=16, epochs=2, verbose=0)
@@ -94,7 +99,13 @@ def test_loaded_hypermodel_is_the_same(trained, file):
 
 def test_loaded_hypermodel_keeps_arguments_and_optimizer(trained, file):
     loaded = keras.models.load_model(file)
-    for name in ("noise", "reconstruction", "weight_norm", "distillation"):
+    for name in (
+        "noise",
+        "reconstruction",
+        "weight_norm",
+        "distillation",
+        "ratio_power",
+    ):
         assert getattr(loaded, name) == getattr(trained, name)
     assert int(loaded.optimizer.iterations) == 4
     for v, w in zip(
@@ -110,10 +121,17 @@ def test_loaded_hypermodel_keeps_arguments_and_optimizer(trained, file):
     assert (before != after).any()
 
 
-def test_loading_goes_on_as_if_nothing_had_happened(file):
+def test_loading_goes_on_as_if_nothing_had_happened(tmp_path):
+    """With coordinate noise, random sizes and momentum."""
     x, y = data()
+    hyper = ManifoldHyperModel(target(), noise=1.0, seed=3)
+    hyper.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS)
+    hyper.fit(x, y, batch_size=16, verbose=0)
+    hyper.save(tmp_path / "hyper.keras")
+    loaded = keras.models.load_model(tmp_path / "hyper.keras")
     losses = [
-        keras.models.load_model(file).train_on_batch(x, y) for _ in range(2)
+        model.fit(x, y, batch_size=16, shuffle=False, verbose=0).history["loss"]
+        for model in (hyper, loaded)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
@@ -209,7 +227,7 @@ def test_failed_save_leaves_nothing(trained, tmp_path):
     [
         keras_neumeta.Uniform(0.3, 0.9, seed=1),
         keras_neumeta.Discrete([0.25, 1.0], [0.3, 0.7], seed=1),
-        keras_neumeta.Sandwich(0.3, 0.9, num_random=2, bands=3, seed=1),
+        keras_neumeta.Sandwich(0.3, 0.9, 3, num_random=2, bands=3, seed=1),
         keras_neumeta.Independent(0.3, 0.9, num_random=2, seed=1),
     ],
     ids=lambda sampler: type(sampler).__name__,

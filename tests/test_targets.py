@@ -143,7 +143,7 @@ def test_statistics_over_fixed_channels_belong_to_a_size():
         ]
     )
     # Two sizes only: no others move the knots between which they lie.
-    sampler = nm.Sandwich(num_random=0)
+    sampler = nm.Sandwich(num_fixed=2, num_random=0)
     hyper = nm.ManifoldHyperModel(model, sampler=sampler, seed=0)
     hyper.compile(keras.optimizers.SGD(0.0), CROSSENTROPY)
     hyper.fit(x, y, batch_size=64, epochs=40, verbose=0)

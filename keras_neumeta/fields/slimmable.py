@@ -9,10 +9,10 @@ class SlimmableField(AnchoredField):
     """The leading channels of each group, as in slimmable networks.
 
     The field of Universally Slimmable Networks (Yu and Huang, ICCV 2019): with
-    `Sandwich(bands=1, num_random=2)`, `distillation=1` and statistics per
-    size it is their method. With `switches`, `Switches(switches)` as the
-    sampler and `distillation=0` it is the original of four widths (Yu et al.,
-    ICLR 2019), where each width has its own gamma and beta.
+    the sampler and the weights of the example, and statistics per size, it is
+    their method. With `switches`, `Switches(switches)` as the sampler and both
+    weights 0 it is the original of four widths (Yu et al., ICLR 2019), where
+    each width has its own gamma and beta.
 
     Channels are ordered by importance first (L1 norm, the largest first),
     unless the hypermodel's `smooth` is off.
@@ -27,8 +27,9 @@ class SlimmableField(AnchoredField):
     hyper = keras_neumeta.ManifoldHyperModel(
         model,
         field=field,
-        sampler=keras_neumeta.Sandwich(num_random=2, bands=1),
+        sampler=keras_neumeta.Sandwich(0.25, 1.0, 2, num_random=2, bands=1),
         distillation=1.0,
+        ratio_power=0.0,
     )
     ```
     """

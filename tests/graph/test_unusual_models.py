@@ -187,7 +187,7 @@ def test_all_sizes_of_a_step_see_the_same_random_numbers():
     x = layers.GaussianNoise(1.0, seed=3)(inputs)
     model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6)(x)))
     # Two ratios that are the full size: teacher and student are the same.
-    sampler = nm.Sandwich(min_ratio=0.99, num_random=0)
+    sampler = nm.Sandwich(0.99, num_fixed=2, num_random=0)
     hyper = nm.ManifoldHyperModel(
         model, sampler=sampler, distillation_loss="mse"
     )
