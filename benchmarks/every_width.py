@@ -1,12 +1,12 @@
 """The manifold of a network beside its rivals and baselines, in one run.
 
-Every method of a task starts from the same base network and sees the same
-data, augmentation and number of optimizer steps. A network trained by itself
-(`individual`, or `distilled` from the full one) starts from scratch and gets
-as many steps as the base and the method together; so does one that is pruned,
-before the cut or (`tuned`) before and after it. Each method is written to the
-result file when it is done and left out where the file has it; a run that was
-cut off goes on from its last epoch.
+Every method of a task starts from the same base network (untrained, or of
+few epochs) and sees the same data, augmentation and number of optimizer
+steps. A network trained by itself (`individual`, or `distilled` from the full
+one) starts from scratch and gets as many steps as the base and the method
+together; so does one that is pruned, before the cut or (`tuned`) before and
+after it. Each method is written to the result file when it is done and left
+out where the file has it; a run that was cut off goes on from its last epoch.
 
     python benchmarks/every_width.py mnist-lenet --seed 1
     python benchmarks/every_width.py cifar10-resnet20 --methods anchored
@@ -82,8 +82,8 @@ TASKS = {
     "mnist-lenet": Task(
         "mnist",
         nm.models.lenet,
-        base_epochs=1,
-        epochs=4,
+        base_epochs=0,
+        epochs=5,
         rate=1e-3,
         adam=True,
         augment=False,
@@ -116,13 +116,17 @@ FIELDS = {
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(seed=seed),
         # As published: four widths a step, no labels for the smaller ones.
-        "sampler": nm.Sandwich(low, num_random=2, bands=1, seed=seed),
+        "sampler": nm.Sandwich(
+            low, num_fixed=2, num_random=2, bands=1, seed=seed
+        ),
         "distillation": 1.0,
+        "ratio_power": 0.0,
     },
     "switchable": lambda seed, low: {
         "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
         "sampler": nm.Switches(tuple(r for r in SWITCHES if r >= low)),
         "distillation": 0.0,
+        "ratio_power": 0.0,
     },
     "integral": lambda seed, low: {
         "field": nm.IntegralField(seed=seed),
@@ -172,12 +176,17 @@ ABLATIONS = {
     "weight norm 1e-4": _changed(weight_norm=1e-4),
     "one uniform size": _sampled(lambda seed, low: nm.Uniform(low, seed=seed)),
     "full size only": _sampled(lambda seed, low: nm.Switches((1.0,))),
+    "two fixed sizes": _sampled(
+        lambda seed, low: nm.Sandwich(low, num_fixed=2, seed=seed)
+    ),
     "one random size": _sampled(
         lambda seed, low: nm.Sandwich(low, bands=1, seed=seed)
     ),
-    "two random sizes": _sampled(
-        lambda seed, low: nm.Sandwich(low, num_random=2, bands=1, seed=seed)
+    "no random size": _sampled(
+        lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)
     ),
+    "ratio power 0": _changed(ratio_power=0.0),
+    "ratio power 2": _changed(ratio_power=2.0),
     "sums as they are": _field(scale=0.0),
     "scale 0.5": _field(scale=0.5),
     "stretch 0.5": _field(stretch=0.5),
@@ -278,7 +287,9 @@ class Bench:
         if not path.exists():
             print("== base", flush=True)
             model = self.task.network()
-            self.fit(model, self.task.base_epochs, "base").save(path)
+            if self.task.base_epochs:
+                self.fit(model, self.task.base_epochs, "base")
+            model.save(path)
         return keras.saving.load_model(path)
 
     def full(self):
@@ -286,6 +297,17 @@ class Bench:
         if self.task.pretrained:
             return self.base()
         return self.alone("individual", 1.0)
+
+    def before_cut(self):
+        """The network that is cut and trained on, and the epochs left."""
+        epochs = self.task.epochs
+        if self.task.pretrained or self.task.base_epochs:
+            return self.base(), epochs
+        path = self.folder / "before-cut.keras"
+        if not path.exists():
+            print("== before the cut", flush=True)
+            self.fit(self.base(), epochs // 2, "before-cut").save(path)
+        return keras.saving.load_model(path), epochs - epochs // 2
 
     def fresh(self, ratio):
         """A network of that size with new initial weights."""
@@ -402,7 +424,9 @@ class Bench:
     def pruned(self, method):
         """Channels cut off: then trained on, or after all the training."""
         criterion = method.removesuffix(" tuned")
-        base = self.base() if method in TUNED else self.full()
+        base, epochs = (
+            self.before_cut() if method in TUNED else (self.full(), 0)
+        )
         x, y = (v[:1024] for v in self.train)
         size = 1 if criterion == "hessian" else BATCH_SIZE
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
@@ -414,10 +438,10 @@ class Bench:
                 base, ratio, layers, importance=importance
             )
             model = nm.cut(base, keep)
-            if method in TUNED:
+            if epochs:
                 key = f"{criterion}-tuned-{ratio:g}"
                 print(f"== {key}", flush=True)
-                self.fit(model, self.task.epochs, key)
+                self.fit(model, epochs, key)
             rows.append(self.row(ratio, model))
         if method in TUNED:
             stored = sum(row["parameters"] for row in rows)

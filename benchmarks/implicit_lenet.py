@@ -129,7 +129,7 @@ def main(arguments=None):
     hyper = nm.ManifoldHyperModel(
         model,
         nm.ImplicitField(seed=options.seed),
-        nm.Sandwich(TRAINED[-1], 1.0, bands=1, seed=options.seed),
+        nm.Sandwich(TRAINED[-1], 1.0, num_fixed=2, bands=1, seed=options.seed),
         distillation=0.0,
         seed=options.seed,
     )

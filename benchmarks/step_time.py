@@ -86,8 +86,7 @@ def main():
     rows = []
     cases = [
         ("anchored", "uniform", nm.AnchoredField(), nm.Uniform()),
-        ("anchored", "sandwich", nm.AnchoredField(), nm.Sandwich(bands=1)),
-        ("anchored", "two bands", nm.AnchoredField(), nm.Sandwich()),
+        ("anchored", "sandwich", nm.AnchoredField(), nm.Sandwich()),
         ("implicit", "uniform", nm.ImplicitField(), nm.Uniform()),
     ]
     for field_name, sampler_name, field, sampler in cases:
