@@ -32,11 +32,12 @@ class StatisticsField(keras.layers.Layer):
 
     Args:
         min_ratio: Ratio of the first knot; the last one is at 1.
-        num_knots: Number of knots.
+        num_knots: Number of knots: 7 have the four fixed sizes of the default
+            sampler among them.
         stretch: As in the weight field.
     """
 
-    def __init__(self, min_ratio=0.25, num_knots=8, stretch=1.0, **kwargs):
+    def __init__(self, min_ratio=0.25, num_knots=7, stretch=1.0, **kwargs):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
