@@ -89,11 +89,11 @@ TASKS = {
         augment=False,
         tested=(1.0, 0.75, 0.5, 0.375, 0.25),
     ),
-    "cifar10-resnet8": Task("cifar10", _resnet(8), 3, 9, 0.3),
-    "cifar10-resnet20": Task("cifar10", _resnet(20), 3, 9, 0.3),
+    "cifar10-resnet8": Task("cifar10", _resnet(8), 0, 8, 0.3),
+    "cifar10-resnet20": Task("cifar10", _resnet(20), 0, 8, 0.3),
     # Every inner width of every block; the residual stream stays.
     "cifar10-resnet20-inner": Task(
-        "cifar10", _resnet(20), 3, 9, 0.3, layers=("stage*_conv1",)
+        "cifar10", _resnet(20), 0, 8, 0.3, layers=("stage*_conv1",)
     ),
     # What Neural Metamorphosis (ECCV 2024) morphs, and its trained range: one
     # block of a trained network, all before it as it is.

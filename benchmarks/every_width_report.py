@@ -47,6 +47,16 @@ def mean(runs, ratio):
     return statistics.mean(values), max(values) - min(values)
 
 
+def budget(run):
+    """How long each method of a task was trained, in words."""
+    if not run["base_epochs"]:
+        return f"{run['epochs']} epochs each."
+    return (
+        f"Base {run['base_epochs']} epochs, each method {run['epochs']} more; "
+        "a network by itself gets the sum, from scratch."
+    )
+
+
 def optional(value, form):
     return "-" if value is None else format(value, form)
 
@@ -130,9 +140,7 @@ def main():
         text = (
             f"# {result['task']}\n\n"
             f"Test accuracy in percent; seeds {seeds}, where several: mean "
-            "(largest less smallest). Base "
-            f"{first['base_epochs']} epochs, each method {first['epochs']} "
-            "more; a network by itself gets the sum, from scratch. "
+            f"(largest less smallest). {budget(first)} "
             f"{first['examples']:,} training images. Floor: all that morphs "
             "silenced. Stored: parameters from which all sizes come, "
             "statistics included. Step: seconds relative to a plain step of "
