@@ -283,12 +283,16 @@ class Bench:
                     for pattern in self.task.learned
                 )
             return model
-        path = self.folder / "base.keras"
+        return self.trained("base", self.task.network, self.task.base_epochs)
+
+    def trained(self, name, make, epochs):
+        """A network that is trained once, untrained for no epochs."""
+        path = self.folder / f"{name}.keras"
         if not path.exists():
-            print("== base", flush=True)
-            model = self.task.network()
-            if self.task.base_epochs:
-                self.fit(model, self.task.base_epochs, "base")
+            print(f"== {name}", flush=True)
+            model = make()
+            if epochs:
+                self.fit(model, epochs, name)
             model.save(path)
         return keras.saving.load_model(path)
 
@@ -303,11 +307,9 @@ class Bench:
         epochs = self.task.epochs
         if self.task.pretrained or self.task.base_epochs:
             return self.base(), epochs
-        path = self.folder / "before-cut.keras"
-        if not path.exists():
-            print("== before the cut", flush=True)
-            self.fit(self.base(), epochs // 2, "before-cut").save(path)
-        return keras.saving.load_model(path), epochs - epochs // 2
+        before = epochs // 2
+        model = self.trained("before-cut", self.base, before)
+        return model, epochs - before
 
     def fresh(self, ratio):
         """A network of that size with new initial weights."""
@@ -357,7 +359,7 @@ class Bench:
     def as_trained(self):
         """Some batches of inputs as in training, to measure statistics."""
         data = batches(*self.train, self.task.augment, self.options.seed)
-        return data.take(40)
+        return data.take(40).cache()
 
     def row(self, ratio, model, **more):
         graph = nm.trace(model)
@@ -389,11 +391,11 @@ class Bench:
         else:
             hyper = self.hypermodel(method)
             self.fit(hyper, self.task.epochs, path.stem).save(path)
-        rows = []
+        rows, inputs = [], self.as_trained()
         for ratio in (*self.task.tested, *self.task.beyond):
             model = hyper.morph(ratio)
             anew = hyper.morph(ratio)
-            nm.calibrate(anew, self.as_trained())
+            nm.calibrate(anew, inputs)
             rows.append(
                 self.row(ratio, model, recalibrated=self.accuracy(anew))
             )

@@ -26,7 +26,11 @@ from keras_neumeta.graph import (
 )
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
-from keras_neumeta.serialization import register_serializable
+from keras_neumeta.serialization import (
+    load_generator,
+    register_serializable,
+    save_generator,
+)
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
@@ -544,15 +548,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """
         return self.morph(1.0).export(filepath, *args, **kwargs)
 
-    # Keras saves no state of seed generators.
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        store["noise"] = ops.convert_to_numpy(self.noise_seed.state)
+        save_generator(store, "noise", self.noise_seed)
 
     def load_own_variables(self, store):
-        self.noise_seed.state.assign(store["noise"])
-        own = {key: store[key] for key in store.keys() if key != "noise"}
-        super().load_own_variables(own)
+        rest = load_generator(store, "noise", self.noise_seed)
+        super().load_own_variables(rest)
         self.networks.set_states([ops.convert_to_numpy(v) for v in self.states])
 
     def get_config(self):

@@ -13,7 +13,11 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.graph.sizes import check_ratio
-from keras_neumeta.serialization import register_serializable
+from keras_neumeta.serialization import (
+    load_generator,
+    register_serializable,
+    save_generator,
+)
 
 
 class SizeSampler(keras.layers.Layer):
@@ -332,20 +336,23 @@ class Independent(Sandwich):
         **kwargs,
     ):
         super().__init__(
-            min_ratio, max_ratio, num_fixed, num_random, 1, seed, **kwargs
+            min_ratio,
+            max_ratio,
+            num_fixed,
+            num_random,
+            bands=1,
+            seed=seed,
+            **kwargs,
         )
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    # Keras saves no state of seed generators.
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        state = self.seed_generator.state
-        store["generator"] = ops.convert_to_numpy(state)
+        save_generator(store, "generator", self.seed_generator)
 
     def load_own_variables(self, store):
-        self.seed_generator.state.assign(store["generator"])
-        own = {key: store[key] for key in store.keys() if key != "generator"}
-        super().load_own_variables(own)
+        rest = load_generator(store, "generator", self.seed_generator)
+        super().load_own_variables(rest)
 
     def sample_random(self):
         ratios = [

@@ -59,19 +59,16 @@ class StatisticsField(keras.layers.Layer):
             *(x for x in graph.layouts if x.role == "statistic"),
             *(each.layout for each in graph.normalized_sums),
         ]
-        # Mean inputs are not measured yet: the curves hold all.
+        # Mean inputs are not measured yet: the curves of means hold all.
         values = [
             *values,
             *(np.zeros(each.layout.shape) for each in graph.normalized_sums),
         ]
-        values, weights = (
-            [ops.convert_to_tensor(np.asarray(v, "float32")) for v in arrays]
-            for arrays in (values, weights)
-        )
-        values = [
-            ops.convert_to_numpy(value)
-            for value in self._curves(values, weights)
-        ]
+        for each in graph.normalized_sums:
+            kernel = np.asarray(weights[each.kernel], "float32")
+            spread = each.predict_variance(ops.convert_to_tensor(kernel))
+            variance = values[each.variance] + each.epsilon
+            values[each.variance] = variance / ops.convert_to_numpy(spread)
         # Statistics of the same channels are one array: fewer, larger
         # operations in each step.
         self.bundles = bundles(self.layouts)
@@ -116,15 +113,6 @@ class StatisticsField(keras.layers.Layer):
             values[each.mean] = values[each.mean] + mean
             variance = values[each.variance] * spread - each.epsilon
             values[each.variance] = ops.maximum(variance, 0.0)
-        return values
-
-    def _curves(self, values, weights):
-        """What the curves hold of the statistics of a size."""
-        values = list(values)
-        for each, mean, spread in self._predicted(values, weights):
-            values[each.mean] = values[each.mean] - mean
-            variance = values[each.variance] + each.epsilon
-            values[each.variance] = variance / spread
         return values
 
     def _predicted(self, values, weights):
@@ -176,15 +164,15 @@ class StatisticsField(keras.layers.Layer):
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)
-        after = [ops.cast(value, "float32") for value in after]
         changes = [
-            ops.stop_gradient(new - old)
-            for old, new in zip(
-                self._curves(before, weights),
-                self._curves(after, weights),
-                strict=True,
-            )
+            ops.stop_gradient(ops.cast(new, "float32") - old)
+            for old, new in zip(before, after, strict=True)
         ]
+        # What follows from the mean inputs and the weights is not left to
+        # the curves.
+        for each, mean, spread in self._predicted(changes, weights):
+            changes[each.mean] = changes[each.mean] - mean
+            changes[each.variance] = changes[each.variance] / spread
         for number, bundle in enumerate(self.bundles):
             change = ops.stack([changes[index] for index in bundle])
             layout = self.layouts[bundle[0]]

@@ -276,7 +276,7 @@ def test_moments_of_sums_by_hand():
 
 
 def test_sizes_between_knots_have_the_moments_of_calibration():
-    """With three knots only, and weights that stay."""
+    """With weights that stay."""
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(1.0, 2.0, size=(64, 6, 6, 1))
     x, y = x.astype("float32"), np.zeros((64, 2))

@@ -28,7 +28,7 @@ def single_calls(function):
 
 
 def normalized_layers(function):
-    """Layers whose channels batch norm takes over, both called once.
+    """Linear layers whose channels batch norm takes over, both called once.
 
     Returns:
         List of pairs of nodes: the call of the layer, that of the batch norm.
@@ -41,9 +41,15 @@ def normalized_layers(function):
             continue
         x = node.input_tensors[0]
         source = calls.get(id(x._keras_history.operation))
-        if source is None:
+        if source is None or not _is_linear(source.operation):
             continue
         rank = len(x.shape)
         if norm.axis % rank == channel_axis(source.operation, rank):
             pairs.append((source, node))
     return pairs
+
+
+def _is_linear(layer):
+    """Whether a layer has an activation, which is the identity."""
+    activation = getattr(layer, "activation", None)
+    return activation is keras.activations.linear

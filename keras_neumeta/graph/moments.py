@@ -89,7 +89,7 @@ def find_normalized_sums(function, variables, layouts, groups):
         linear, norm = call.operation, following.operation
         if type(norm) is not layers.BatchNormalization or not norm.trainable:
             continue
-        if not _is_linear(linear) or norm.moving_mean is None:
+        if not _is_plain(linear) or norm.moving_mean is None:
             continue
         number, kernel = place[id(linear.kernel)]
         if kernel.role != "weight":
@@ -142,10 +142,9 @@ def with_inputs(model, names):
     return keras.Model(function.input, [function.output, inputs])
 
 
-def _is_linear(layer):
+def _is_plain(layer):
     return (
         type(layer) in _LINEAR
-        and layer.activation in (None, keras.activations.linear)
         and getattr(layer, "groups", 1) == 1
         and has_plain_weights(layer)
     )

@@ -118,7 +118,6 @@ def _find_folds(function):
         layer, x = call.operation, following.input_tensors[0]
         if (
             type(layer) in _FOLDABLE
-            and layer.activation is keras.activations.linear
             and len(users[id(x)]) == 1
             and id(x) not in outputs
         ):

@@ -272,7 +272,7 @@ def check_morphed(model, graph, sizes):
         cut_model.variables,
         strict=True,
     ):
-        expected = variances.get(id(whole))
+        expected = variances.get(id(layout))
         whole = layout.crop(ops.convert_to_numpy(whole), sizes)
         # Read at integer positions, up to rounding.
         np.testing.assert_allclose(
@@ -283,33 +283,34 @@ def check_morphed(model, graph, sizes):
         )
         np.testing.assert_array_equal(ops.convert_to_numpy(other), whole)
     full = hyper.morph(1.0)
-    for one, other in zip(model.variables, full.variables, strict=True):
+    for layout, one, other in zip(
+        graph.layouts, model.variables, full.variables, strict=True
+    ):
+        rounded = id(layout) in variances
         np.testing.assert_allclose(
             ops.convert_to_numpy(one),
             ops.convert_to_numpy(other),
-            rtol=1e-5 if id(one) in variances else 0.0,
-            atol=1e-7 if id(one) in variances else 0.0,
+            rtol=1e-5 if rounded else 0.0,
+            atol=1e-7 if rounded else 0.0,
         )
 
 
 def variances_of_sums(model, graph, sizes):
-    """Dict from the id of a moving variance to its value at `sizes`."""
-    by_role = {"weight": [], "statistic": [], "state": []}
-    for pair in zip(graph.layouts, model.variables, strict=True):
-        by_role[pair[0].role].append(pair)
+    """Dict from the id of the layout of a variance to its value at `sizes`."""
+    layouts, values = by_layout(graph), by_role(model, graph)
     found = {}
     for each in graph.normalized_sums:
-        layout, kernel = by_role["weight"][each.kernel]
-        kernel = ops.convert_to_numpy(kernel)
+        layout = layouts["weight"][each.kernel]
+        kernel = values["weight"][each.kernel]
         axes = tuple(range(kernel.ndim - 1))
         full, small = (
             (weights**2).sum(axes) + each.epsilon
             for weights in (kernel, layout.crop(kernel, sizes))
         )
-        layout, variable = by_role["statistic"][each.variance]
-        value = ops.convert_to_numpy(variable) + each.epsilon
+        layout = layouts["statistic"][each.variance]
+        value = values["statistic"][each.variance] + each.epsilon
         value = layout.crop(value / full, sizes) * small - each.epsilon
-        found[id(variable)] = np.maximum(value, 0.0)
+        found[id(layout)] = np.maximum(value, 0.0)
     return found
 
 

@@ -9,18 +9,14 @@ from keras import layers, ops
 
 from keras_neumeta import trace
 
+# Layer, stride, kernel, dilation, length; Keras has no strides together with
+# dilation.
 CASES = [
-    (layer, padding, stride, kernel, dilation, length)
-    for layer, padding, stride, kernel, dilation, length in itertools.product(
-        (layers.Conv1D, layers.Conv2D),
-        ("valid", "same", "causal"),
-        (1, 2, 3),
-        (1, 2, 3),
-        (1, 2),
-        (7, 8),
+    case
+    for case in itertools.product(
+        (layers.Conv1D, layers.Conv2D), (1, 2, 3), (1, 2, 3), (1, 2), (7, 8)
     )
-    if (stride == 1 or dilation == 1)
-    and (padding != "causal" or layer is layers.Conv1D)
+    if case[1] == 1 or case[3] == 1
 ]
 
 
@@ -28,8 +24,8 @@ CASES = [
 def test_mean_of_sums_over_a_constant_image(padding):
     """Exact, with every border, stride and dilation."""
     random = np.random.default_rng(0)
-    for layer, kind, stride, kernel, dilation, length in CASES:
-        if kind != padding:
+    for layer, stride, kernel, dilation, length in CASES:
+        if padding == "causal" and layer is not layers.Conv1D:
             continue
         dimensions = 1 if layer is layers.Conv1D else 2
         inputs = keras.Input((length,) * dimensions + (2,))
