@@ -7,6 +7,7 @@ one) starts from scratch and gets as many steps as the base and the method
 together; so does one that is pruned, before the cut or (`tuned`) before and
 after it. Each method is written to the result file when it is done and left
 out where the file has it; a run that was cut off goes on from its last epoch.
+Batch norm is trained by TensorFlow's fused kernel, see `fused.py`.
 
     python benchmarks/every_width.py mnist-lenet --seed 1
     python benchmarks/every_width.py cifar10-resnet20 --methods anchored
@@ -29,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 from data import load
+from fused import use_fused_batch_norm
 from provenance import provenance
 from timing import alternate
 
@@ -212,8 +214,13 @@ def batches(x, y, augment, seed):
     data = tf.data.Dataset.from_tensor_slices((x, y))
     data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
     if augment:
-        data = data.map(change, num_parallel_calls=tf.data.AUTOTUNE)
-    return data.batch(BATCH_SIZE, drop_remainder=True).prefetch(4)
+        data = data.map(change, num_parallel_calls=2)
+    data = data.batch(BATCH_SIZE, drop_remainder=True).prefetch(4)
+    # The end of each epoch waits for the next turn of the tuner of tf.data,
+    # up to as long as the epoch took.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def compiled(model, optimizer="sgd"):
@@ -525,6 +532,7 @@ def main():
         default=pathlib.Path("benchmarks/results"),
     )
     options = parser.parse_args()
+    use_fused_batch_norm()
     path = options.output / f"every_width_{options.task}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     bench = Bench(options.task, options)
