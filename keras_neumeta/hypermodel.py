@@ -89,6 +89,12 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             channels (1 as published, 0 for none). The full size gets none.
             For fields whose neighbouring channels are alike:
             `AnchoredField(stretch=1)`, `ImplicitField`.
+        min_depth: Whether networks of fewer residual blocks are learned too,
+            and of how many at least: `morph(ratio, depth=2)` has two of the
+            blocks that can be left out (those whose shortcut is the identity;
+            `hyper.graph.summary()` names them). Every size of a step but the
+            first then has a random number of blocks, the full width among
+            them once more. Default: all blocks stay.
         smooth: Whether to permute the target's channels first: along a
             shortest path (`keras_neumeta.smooth`), or in the order that the
             field asks for.
@@ -125,6 +131,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         reconstruction=0.0,
         weight_norm=0.0,
         noise=0.0,
+        min_depth=None,
         smooth=True,
         distillation_loss="auto",
         seed=None,
@@ -133,7 +140,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     ):
         if layers is not None:
             layers = layer_patterns(layers)
-        graph = trace(model, layers)
+        graph = trace(model, layers, blocks=min_depth is not None)
+        if min_depth is not None:
+            _check_depth(graph, min_depth)
         _check_target(graph)
         _warn_of_ignored(model)
         weights = {
@@ -168,6 +177,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.reconstruction = float(reconstruction)
         self.weight_norm = float(weight_norm)
         self.noise = float(noise)
+        self.min_depth = min_depth
         self.distillation_loss = distillation_loss
         self.seed = seed
 
@@ -178,7 +188,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         elif smooth:
             target = smooth_channels(target, layers=layers)
         target.compiled = False
-        self.graph = trace(target, layers)
+        self.graph = trace(target, layers, blocks=min_depth is not None)
         self.output_names = list(
             getattr(target, "output_names", None) or ["output"]
         )
@@ -210,9 +220,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.references = [
                 self._constant("reference", value) for value in values["weight"]
             ]
-        self.noise_seed = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(seed)
         for ratio in sampler.static_ratios:
             self.networks.prepare(self.graph.sizes(ratio))
+            if min_depth is not None:
+                self.networks.prepare_within(self.graph.sizes(ratio))
         for ratio in sampler.limits:
             self.networks.prepare_within(self.graph.sizes(ratio))
         self.networks.set_states(values["state"])
@@ -240,7 +252,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def _loss_terms(self):
         terms = ["task_loss"]
-        if self.distillation and self.sampler.num_sizes > 1:
+        several = self.sampler.num_sizes > 1 or self.min_depth is not None
+        if self.distillation and several:
             terms.append("distillation_loss")
         if self.reconstruction:
             terms.append("reconstruction_loss")
@@ -275,28 +288,72 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 variable.assign(value)
         return outputs, losses
 
-    def sizes_of(self, ratio):
-        """Channels per group at a drawn ratio; see `SizeSampler.sample`.
+    def draw_sizes(self):
+        """The sizes of one step, the largest first.
 
         Returns:
-            The sizes, static if the ratio is; and the sizes of its limit, or
-            `None`.
+            List of `(ratio, sizes, limit)`; see `sizes_of`.
+        """
+        ratios = self.sampler.sample()
+        drawn = [(ratio, *self.sizes_of(ratio)) for ratio in ratios]
+        if self.min_depth is None:
+            return drawn
+        choices = len(self.graph.blocks) - self.min_depth + 1
+        draws = keras.random.uniform((len(ratios),), seed=self.seed_generator)
+        depths = ops.cast(ops.floor(draws * choices), "int32")
+        return [
+            drawn[0],
+            *(
+                (ratio, *self.sizes_of(ratio, self.min_depth + depths[number]))
+                for number, ratio in enumerate(ratios)
+            ),
+        ]
+
+    def sizes_of(self, ratio, depth=None):
+        """The sizes at a drawn ratio; see `SizeSampler.sample`.
+
+        Args:
+            ratio: As drawn.
+            depth: Number of kept blocks, an integer tensor. Default: all.
+
+        Returns:
+            The sizes, static if the ratio is and no depth is given; and
+            sizes that they do not exceed, or `None`.
         """
         limit = None
         if isinstance(ratio, tuple):
             ratio, limit = ratio[0], self.graph.sizes(ratio[1])
         if isinstance(ratio, float):
-            return self.graph.sizes(ratio), limit
-        full = ops.convert_to_tensor(self.graph.full_sizes, "float32")
-        least = ops.convert_to_tensor(
-            [1.0 if g.morphable else g.num_channels for g in self.graph.groups],
-            "float32",
+            sizes = self.graph.sizes(ratio)
+            if depth is None:
+                return sizes, limit
+            limit = None if sizes == self.graph.full_sizes else sizes
+            sizes = ops.convert_to_tensor(sizes, "int32")
+        else:
+            sizes = self._rounded(ratio, limit)
+        if depth is not None:
+            channels = sizes[: self.graph.depth_place]
+            sizes = ops.concatenate([channels, ops.reshape(depth, (1,))])
+        return sizes, limit
+
+    def _rounded(self, ratio, limit):
+        """Sizes at a ratio that is a tensor, all blocks kept."""
+        full, least = list(self.graph.full_sizes), list(self.graph.full_sizes)
+        for group in self.graph.morphable_groups:
+            least[group.index] = 1
+        most = full if limit is None else limit
+        place = self.graph.depth_place
+        channels = ops.convert_to_tensor(full[:place], "float32")
+        sizes = ops.clip(
+            ops.round(ratio * channels),
+            ops.convert_to_tensor(least[:place], "float32"),
+            ops.convert_to_tensor(most[:place], "float32"),
         )
-        most = (
-            full if limit is None else ops.convert_to_tensor(limit, "float32")
-        )
-        sizes = ops.clip(ops.round(ratio * full), least, most)
-        return ops.cast(sizes, "int32"), limit
+        sizes = ops.cast(sizes, "int32")
+        if self.graph.blocks:
+            depth = ops.convert_to_tensor(full[place:], "int32")
+            sizes = ops.concatenate([sizes, depth])
+        return sizes
 
     def draw_offsets(self, sizes, noise=None, seed=None):
         """Coordinate noise for one size: a tensor per group, or `None`.
@@ -307,7 +364,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             seed: `SeedGenerator`. Default: that of training.
         """
         noise = self.noise if noise is None else noise
-        seed = self.noise_seed if seed is None else seed
+        seed = self.seed_generator if seed is None else seed
         if not noise or (is_static(sizes) and sizes == self.graph.full_sizes):
             return None
         return [
@@ -338,12 +395,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         )
         total, task_total, distillation_total = 0.0, 0.0, 0.0
         largest, full_weights = None, None
-        ratios = self.sampler.sample()
+        drawn = self.draw_sizes()
         # All sizes see the same random numbers of the target's own layers,
         # or a smaller one would learn from the outputs of another image.
         states = [ops.copy(v) for v in self.states]
-        for ratio in ratios:
-            sizes, limit = self.sizes_of(ratio)
+        for ratio, sizes, limit in drawn:
             weights = self.field.generate(sizes, self.draw_offsets(sizes))
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
@@ -371,10 +427,10 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 norm = self._norm(weights) * self.weight_norm
                 self.trackers["weight_norm_loss"].update_state(norm)
                 total = total + norm
-        self.trackers["task_loss"].update_state(task_total / len(ratios))
+        self.trackers["task_loss"].update_state(task_total / len(drawn))
         if "distillation_loss" in self.trackers:
             self.trackers["distillation_loss"].update_state(
-                distillation_total / max(len(ratios) - 1, 1)
+                distillation_total / max(len(drawn) - 1, 1)
             )
         if self.reconstruction:
             if full_weights is None:
@@ -459,6 +515,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self,
         ratio=None,
         *,
+        depth=None,
         sizes=None,
         params=None,
         macs=None,
@@ -471,7 +528,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     ):
         """Builds the plain network of a size, with weights from the field.
 
-        One of `ratio`, `sizes` or a budget says which size.
+        One of `ratio`, `sizes` or a budget says which size; `depth` goes with
+        each of them.
 
         Args:
             ratio: Kept width of every morphable channel group, in (0, 1]; or
@@ -479,6 +537,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 `"stage3*"` to the ratios of these groups, all others staying
                 at full size (`hyper.graph.summary()` shows which layers
                 share a group); or a list of such, for a list of networks.
+            depth: How many of the blocks that can be left out are kept, for
+                hypermodels with `min_depth`. Default: all.
             sizes: Channels instead: a dict from names or patterns to numbers
                 of channels, or a sequence with one number per group.
             params, macs: The largest uniform ratio with at most so many
@@ -531,13 +591,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 )
             chosen = [
                 choose_sizes(
-                    self, value, None, None, None, divisor, extrapolate
+                    self, value, None, None, None, divisor, extrapolate, depth
                 )
                 for value in ratio
             ]
             return [morph(self, each, **options) for each in chosen]
         chosen = choose_sizes(
-            self, ratio, sizes, params, macs, divisor, extrapolate
+            self, ratio, sizes, params, macs, divisor, extrapolate, depth
         )
         return morph(self, chosen, **options)
 
@@ -550,10 +610,10 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        save_generator(store, "noise", self.noise_seed)
+        save_generator(store, "generator", self.seed_generator)
 
     def load_own_variables(self, store):
-        rest = load_generator(store, "noise", self.noise_seed)
+        rest = load_generator(store, "generator", self.seed_generator)
         super().load_own_variables(rest)
         self.networks.set_states([ops.convert_to_numpy(v) for v in self.states])
 
@@ -575,6 +635,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "reconstruction": self.reconstruction,
             "weight_norm": self.weight_norm,
             "noise": self.noise,
+            "min_depth": self.min_depth,
             "distillation_loss": distillation_loss,
             "seed": self.seed,
         }
@@ -595,9 +656,30 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         return cls(**config, smooth=False)
 
 
+def _check_depth(graph, min_depth):
+    if not graph.blocks:
+        raise ValueError(
+            f"Argument `min_depth`: no block of '{graph.model.name}' can be "
+            "left out. One can whose input is added to what its layers "
+            "compute of it, if nothing else uses these layers. Received: "
+            f"min_depth={min_depth!r}"
+        )
+    if isinstance(min_depth, bool) or not isinstance(min_depth, int):
+        raise TypeError(
+            "Argument `min_depth` must be an integer. Received: "
+            f"min_depth={min_depth!r}"
+        )
+    if not 0 <= min_depth <= len(graph.blocks):
+        raise ValueError(
+            "Argument `min_depth` must be at most the number of blocks that "
+            f"can be left out, {len(graph.blocks)}. Received: "
+            f"min_depth={min_depth}"
+        )
+
+
 def _check_target(graph):
     model = graph.model
-    if graph.sizes(1e-9) == graph.full_sizes:
+    if graph.sizes(1e-9) == graph.full_sizes and not graph.blocks:
         reasons = "\n".join(
             f"  {group.name}: {group.frozen}" for group in graph.groups
         )

@@ -9,8 +9,17 @@ from keras_neumeta.graph import assign, resize
 from keras_neumeta.graph.sizes import sizes_from_names
 
 
-def choose_sizes(hyper, ratio, sizes, params, macs, divisor, extrapolate=False):
-    """Channels per group for the arguments of `ManifoldHyperModel.morph`."""
+def choose_sizes(
+    hyper, ratio, sizes, params, macs, divisor, extrapolate=False, depth=None
+):
+    """The sizes for the arguments of `ManifoldHyperModel.morph`."""
+    chosen = _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate)
+    if depth is None:
+        return chosen
+    return hyper.graph.at_depth(chosen, depth)
+
+
+def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate):
     graph = hyper.graph
     if extrapolate and not hyper.field.extrapolates:
         raise ValueError(
@@ -44,7 +53,7 @@ def choose_sizes(hyper, ratio, sizes, params, macs, divisor, extrapolate=False):
 
 
 def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
-    """See `ManifoldHyperModel.morph`; `sizes` are channels per group."""
+    """See `ManifoldHyperModel.morph`; `sizes` are those of the graph."""
     if isinstance(samples, bool) or not isinstance(samples, int):
         raise TypeError(
             "Argument `samples` must be an integer of at least 1. "
@@ -73,7 +82,7 @@ def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     model = resize(hyper.graph, sizes, name=name)
     values = hyper.networks.full.merge(weights, statistics, states)
-    assign(model, values)
+    assign(model, [values[index] for index in hyper.graph.members(sizes)])
     if calibration_data is not None:
         calibrate(model, calibration_data)
     return model

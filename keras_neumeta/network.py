@@ -25,7 +25,10 @@ class Network:
         self.roles = [layout.role for layout in graph.layouts]
         extra = {id(variable) for variable, _ in presence}
         self.variables = [v for v in model.variables if id(v) not in extra]
-        for variable, layout in zip(self.variables, graph.layouts, strict=True):
+        # The variables of blocks that are left out are missing.
+        self.members = graph.members(sizes)
+        layouts = [graph.layouts[index] for index in self.members]
+        for variable, layout in zip(self.variables, layouts, strict=True):
             if tuple(variable.shape) != layout.shape_at(sizes):
                 raise ValueError(
                     f"The network of sizes {sizes} has '{variable.path}' of "
@@ -36,21 +39,33 @@ class Network:
                 )
         order = [*self.variables, *(variable for variable, _ in presence)]
         place = {id(v): n for n, v in enumerate(order)}
-        self.normalized_sums = graph.normalized_sums
+        self.normalized_sums = [
+            (number, each)
+            for number, each in enumerate(graph.normalized_sums)
+            if each.layout.exists_at(sizes)
+        ]
         self._runner = model
         if self.normalized_sums:
-            names = [each.layer for each in self.normalized_sums]
+            names = [each.layer for _, each in self.normalized_sums]
             self._runner = with_inputs(model, names)
         variables = self._runner.trainable_variables
         self.trainable = [place[id(v)] for v in variables]
         variables = self._runner.non_trainable_variables
         self.others = [place[id(v)] for v in variables]
         self._axes = [axis for _, axis in presence]
+        # Statistics of blocks that may be absent: place and block.
+        statistics = [x for x in graph.layouts if x.role == "statistic"]
+        statistics += [each.layout for each in graph.normalized_sums]
+        self._gated = [
+            (place, layout.block)
+            for place, layout in enumerate(statistics)
+            if presence and layout.block is not None
+        ]
         self._parts = self._mean_parts = None
         if within:
-            self._parts = [Part(layout, sizes) for layout in graph.layouts]
+            self._parts = [Part(layout, sizes) for layout in layouts]
             self._mean_parts = [
-                Part(each.layout, sizes) for each in self.normalized_sums
+                Part(each.layout, sizes) for _, each in self.normalized_sums
             ]
 
     def presence(self, sizes):
@@ -65,7 +80,7 @@ class Network:
         ]
 
     def merge(self, weights, statistics, states):
-        """Values in the order of `model.variables`."""
+        """Values in the order of the layouts."""
         sources = {
             "weight": iter(weights),
             "statistic": iter(statistics),
@@ -89,7 +104,8 @@ class Network:
         Returns:
             `(outputs, new statistics, new states, losses)`.
         """
-        values = self.merge(weights, statistics, states)
+        merged = self.merge(weights, statistics, states)
+        values = [merged[index] for index in self.members]
         if self._parts:
             values = [p.crop(v) for p, v in zip(self._parts, values)]
         if self._axes:
@@ -101,38 +117,38 @@ class Network:
             training=training,
             return_losses=True,
         )
-        means = []
+        means = statistics[self.roles.count("statistic") :]
         if self.normalized_sums:
             outputs, measured = outputs
-            means = statistics[self.roles.count("statistic") :]
             if training and means:
                 means = self._moved(means, measured)
         for n, value in zip(self.others, others, strict=True):
             values[n] = value
-        if self._parts:
-            values = [
-                part.pad(value) if role == "statistic" else value
-                for part, role, value in zip(self._parts, self.roles, values)
-            ]
+        for n, (index, value) in enumerate(zip(self.members, values)):
+            if self._parts and self.roles[index] == "statistic":
+                value = self._parts[n].pad(value)
+            merged[index] = value
         by_role = {"weight": [], "statistic": [], "state": []}
-        for role, value in zip(self.roles, values):
+        for role, value in zip(self.roles, merged):
             by_role[role].append(value)
-        return (
-            outputs,
-            [*by_role["statistic"], *means],
-            by_role["state"],
-            losses,
-        )
+        new = [*by_role["statistic"], *means]
+        for place, block in self._gated:
+            if place < len(new):  # Mean inputs are not always given.
+                here = block < sizes[-1]
+                new[place] = ops.where(here, new[place], statistics[place])
+        return outputs, new, by_role["state"], losses
 
     def _moved(self, means, measured):
         """The moving means of the inputs, after a batch of these inputs."""
-        moved = []
-        for number, (each, x) in enumerate(zip(self.normalized_sums, measured)):
+        moved = list(means)
+        for n, ((number, each), x) in enumerate(
+            zip(self.normalized_sums, measured, strict=True)
+        ):
             new = each.measure(x)
             if self._mean_parts:
-                new = self._mean_parts[number].pad(new)
+                new = self._mean_parts[n].pad(new)
             kept = each.momentum
-            moved.append(kept * means[number] + (1.0 - kept) * new)
+            moved[number] = kept * means[number] + (1.0 - kept) * new
         return moved
 
 
@@ -178,15 +194,17 @@ class Networks:
         Args:
             values: Arrays of the states, in the order of the layouts.
         """
+        roles = [layout.role for layout in self.graph.layouts]
+        places = [index for index, role in enumerate(roles) if role == "state"]
+        states = dict(zip(places, values, strict=True))
         for network in (
             self.full,
             *self._smaller.values(),
             *self._within.values(),
         ):
-            states = iter(values)
-            for variable, role in zip(network.variables, network.roles):
-                if role == "state":
-                    variable.assign(next(states))
+            for index, variable in zip(network.members, network.variables):
+                if index in states:
+                    variable.assign(states[index])
             finalize(network.model)
 
     def at(self, sizes, limit=None):

@@ -20,8 +20,9 @@ from keras_neumeta.serialization import register_serializable
 class StatisticsField(keras.layers.Layer):
     """Moving statistics of every size, measured while training.
 
-    Each statistic of the target has an array `(num_knots, channels)`: its
-    values at evenly spaced ratios, linear in between, with channels read at
+    Each statistic of the target has an array `(knots, channels)`: its values
+    at evenly spaced ratios (and, where blocks can be left out, at a few
+    numbers of blocks for each), linear in between, with channels read at
     the positions of the weight field. After a step at some size, the change
     of the moving average is handed to the two knots around that size.
 
@@ -32,7 +33,7 @@ class StatisticsField(keras.layers.Layer):
 
     Args:
         min_ratio: Ratio of the first knot; the last one is at 1.
-        num_knots: Number of knots: 7 have the four fixed sizes of the default
+        num_knots: Number of ratios: 7 have the four fixed sizes of the default
             sampler among them.
         stretch: As in the weight field.
     """
@@ -84,7 +85,7 @@ class StatisticsField(keras.layers.Layer):
             layout = self.layouts[bundle[0]]
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             variable = self.add_weight(
-                shape=(self.num_knots, *value.shape),
+                shape=(len(self.size_knots), *value.shape),
                 initializer="zeros",
                 trainable=False,
                 name=f"knots_{number}",

@@ -177,12 +177,12 @@ def test_morphing_changes_nothing_and_repeats():
         [keras.Input((6,)), layers.Dense(20), layers.Dense(3)]
     )
     hyper = nm.ManifoldHyperModel(model)
-    seed = array(hyper.noise_seed.state)
+    seed = array(hyper.seed_generator.state)
     first = hyper.morph(0.5, samples=3).get_weights()
     second = hyper.morph(0.5, samples=3).get_weights()
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(array(hyper.noise_seed.state), seed)
+    np.testing.assert_array_equal(array(hyper.seed_generator.state), seed)
     with pytest.raises(ValueError, match="`noise` must be a finite number"):
         hyper.morph(0.5, samples=3, noise=float("nan"))
 

@@ -48,7 +48,9 @@ class AnchoredField(WeightField):
             size and started at zero, that scales each output channel of the
             kernels and shifts biases, gamma and beta. Default: `None`.
         size_knots: Ratios in (0, 1) at which biases, gamma and beta have
-            values of their own, linear in between. Default: none.
+            values of their own, linear in between. Default: none. Where
+            blocks can be left out, they have such values at a few numbers of
+            blocks.
         levels: Rising ratios in (0, 1) at which a network has control points
             of its own, as many as it has weights: a level at 0.25 stores
             1/16 more. Sizes between levels blend them; from the square root
@@ -113,17 +115,7 @@ class AnchoredField(WeightField):
             if correction == "gain"
             else None
         )
-        self.size_curves = (
-            SizeCurves(
-                self.size_knots,
-                interpolation,
-                self.stretch,
-                dtype="float32",
-                name="size_curves",
-            )
-            if self.size_knots
-            else None
-        )
+        self.size_curves = None
 
     def attach(self, graph, values):
         super().attach(graph, values)
@@ -142,11 +134,18 @@ class AnchoredField(WeightField):
         if self.levels:
             halfway = self.levels[-1] ** 0.5
             self.level_knots = SizeKnots(
-                graph, self.layouts, [*self.levels, halfway, 1.0]
+                graph, self.layouts, [*self.levels, halfway, 1.0], depths=False
             )
         if self.size_correction is not None:
             self.size_correction.attach(graph, self.layouts)
-        if self.size_curves is not None:
+        if self.size_knots or graph.blocks:
+            self.size_curves = SizeCurves(
+                self.size_knots,
+                self.interpolation,
+                self.stretch,
+                dtype="float32",
+                name="size_curves",
+            )
             self.size_curves.attach(graph, self.layouts)
 
     def _attach_level(self, ratio):

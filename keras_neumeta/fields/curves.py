@@ -16,12 +16,13 @@ class SizeCurves(keras.layers.Layer):
     """What is added to biases, gamma and beta at each size.
 
     Every vector of the target has one further array of its shape for each of
-    a few ratios, zero at the start, with values linear in between and nothing
-    added at full size. The cheap, continuous relative of the private batch
-    normalization of each switch in Slimmable Networks (Yu et al., ICLR 2019).
+    a few ratios (and numbers of blocks), zero at the start, with values linear
+    in between and nothing added at full size. The cheap, continuous relative
+    of the private batch normalization of each switch in Slimmable Networks
+    (Yu et al., ICLR 2019).
 
     Args:
-        knots: Ratios in (0, 1), rising.
+        knots: Ratios in (0, 1), rising; may be none.
         interpolation, stretch: As for `AnchoredField`.
     """
 
@@ -48,7 +49,7 @@ class SizeCurves(keras.layers.Layer):
             layout = layouts[index]
             self.values.append(
                 self.add_weight(
-                    shape=(len(self.ratios) - 1, *layout.shape),
+                    shape=(len(self.knots) - 1, *layout.shape),
                     initializer="zeros",
                     name=layout.path.replace("/", "_"),
                 )

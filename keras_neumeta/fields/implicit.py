@@ -19,7 +19,8 @@ class ImplicitField(WeightField):
     For the slice of a kernel between input channel `a` of `A` and output
     channel `b` of `B`, the relative positions `(a + 0.5) / A` and
     `(b + 0.5) / B`, their sines and cosines, and the kept widths
-    `A / A_full` and `B / B_full` enter a residual multilayer perceptron,
+    `A / A_full` and `B / B_full` (and the share of kept blocks, where blocks
+    can be left out) enter a residual multilayer perceptron,
     whose outputs are the values of the slice (all kernel positions). Smaller
     kernels take the centre of the outputs.
 
@@ -116,7 +117,7 @@ class ImplicitField(WeightField):
         full = self._plan(graph.full_sizes)
         number = full.num_networks
         self.num_outputs = full.num_outputs
-        features = 4 + 4 * self.num_frequencies
+        features = 4 + 4 * self.num_frequencies + bool(graph.blocks)
         seeds = keras.random.SeedGenerator(
             0 if self.seed is None else self.seed
         )
@@ -232,6 +233,9 @@ class ImplicitField(WeightField):
             widths.append(size / ops.convert_to_tensor(full[group]))
         positions = ops.stack(positions, axis=-1)
         features = [positions, ops.stack(widths, axis=-1)]
+        if self.graph.blocks:
+            deep = sizes[self.graph.depth_place] / len(self.graph.blocks)
+            features.append(ops.ones_like(positions[:, :1]) * deep)
         if self.num_frequencies:
             frequencies = np.pi * 2.0 ** np.arange(self.num_frequencies)
             frequencies = ops.convert_to_tensor(frequencies, "float32")
@@ -321,10 +325,10 @@ class _Plan:
     """
 
     def __init__(self, graph, layouts, sizes):
-        num_groups = len(graph.groups)
-        full = np.array(graph.full_sizes, "int64")
+        num_sizes = len(graph.full_sizes)
+        full = np.array([g.num_channels for g in graph.groups], "int64")
         starts = np.concatenate([[0], np.cumsum(full)])
-        constants = [1]  # index num_groups: no such axis
+        constants = [1]  # index num_sizes: no such axis
         rows = {
             key: []
             for key in (
@@ -350,13 +354,13 @@ class _Plan:
             sides = []
             for numbers in (inputs, outputs):
                 here = np.zeros(int(np.prod(shape)), "int64")
-                group, channel = here + num_groups, here
+                group, channel = here + num_sizes, here
                 if numbers:
                     here = channel = coordinates[numbers[0]]
                     axis = layout.axes.get(numbers[0])
                     if axis is None:
                         constants.append(shape[numbers[0]])
-                        group = here * 0 + num_groups + len(constants) - 1
+                        group = here * 0 + num_sizes + len(constants) - 1
                     else:
                         axis = axis.at(sizes)
                         group, channel = axis.groups[here], axis.channels[here]
@@ -389,7 +393,7 @@ class _Plan:
                 ):
                     rows[key].append(
                         np.pad(starts[group] + index, pad)
-                        if group < num_groups
+                        if group < num_sizes
                         else np.full(padded, -1)
                     )
                 num_rows += padded

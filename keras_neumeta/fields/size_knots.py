@@ -5,25 +5,33 @@ from keras import ops
 
 from keras_neumeta.fields.interpolation import is_static
 
+MAX_DEPTHS = 5
+
 
 class SizeKnots:
     """Where a size lies between a few ratios, for arrays of channels.
 
     The kept width of an array is that of its channel groups, on average. An
     array of fixed channels goes by all groups that change: what it holds or
-    measures still belongs to a size.
+    measures still belongs to a size. Where blocks can be left out, every
+    ratio stands for a few numbers of blocks, the fewest first.
 
     Args:
         graph: `ChannelGraph` of the target.
         layouts: A `VariableLayout` per array.
         ratios: Rising ratios, the last one 1.
+        depths: Whether numbers of blocks have knots of their own.
     """
 
-    def __init__(self, graph, layouts, ratios):
+    def __init__(self, graph, layouts, ratios, depths=True):
         self.ratios = np.array(ratios, "float32")
         self.full_sizes = np.array(graph.full_sizes, "float32")
+        number = len(graph.blocks) + 1 if depths else 1
+        # The number of blocks is the last of the sizes.
+        self.depths = np.linspace(0.0, 1.0, min(number, MAX_DEPTHS))
+        self.depths = self.depths.astype("float32")
         # Row m averages the kept widths of the groups of array m.
-        self.shares = np.zeros((len(layouts), len(graph.groups)), "float32")
+        self.shares = np.zeros((len(layouts), len(graph.full_sizes)), "float32")
         for row, layout in enumerate(layouts):
             groups = [
                 piece.group
@@ -35,29 +43,38 @@ class SizeKnots:
             for group in groups:
                 self.shares[row, group] += 1 / len(groups)
 
+    def __len__(self):
+        return len(self.ratios) * len(self.depths)
+
     def weights(self, sizes):
-        """Weight of each ratio in the linear interpolation at one size.
+        """Weight of each knot in the linear interpolation at one size.
 
         Args:
             sizes: See `WeightField.generate`.
 
         Returns:
-            Tensor `(arrays, ratios)`; each row sums to 1.
+            Tensor `(arrays, knots)`; each row sums to 1.
         """
-        starts, gaps = self.ratios[:-1], np.diff(self.ratios)
         if is_static(sizes):
-            kept = self.shares @ (np.array(sizes, "float32") / self.full_sizes)
-            return ops.convert_to_tensor(_hats(np, kept, starts, gaps))
+            share = np.array(sizes, "float32") / self.full_sizes
+            return ops.convert_to_tensor(self._weights(np, share, self.shares))
         full = ops.convert_to_tensor(self.full_sizes)
-        kept = ops.matmul(
-            ops.convert_to_tensor(self.shares),
-            ops.cast(sizes, "float32") / full,
-        )
+        share = ops.cast(sizes, "float32") / full
+        return self._weights(ops, share, ops.convert_to_tensor(self.shares))
+
+    def _weights(self, xp, share, shares):
+        weights = _hats(xp, xp.matmul(shares, share), self.ratios)
+        if len(self.depths) == 1:
+            return weights
+        deep = _hats(xp, share[-1:], self.depths)
+        both = weights[:, :, None] * deep[:, None, :]
+        return xp.reshape(both, (-1, len(self)))
+
+
+def _hats(xp, kept, knots):
+    starts, gaps = knots[:-1], np.diff(knots)
+    if xp is ops:
         starts, gaps = map(ops.convert_to_tensor, (starts, gaps))
-        return _hats(ops, kept, starts, gaps)
-
-
-def _hats(xp, kept, starts, gaps):
     ones = xp.ones_like(kept)[:, None]
     if starts.shape[0] == 0:
         return ones

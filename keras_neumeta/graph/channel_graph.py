@@ -6,10 +6,13 @@ import math
 
 import keras
 
+from keras_neumeta.graph.blocks import find_blocks
 from keras_neumeta.graph.functional import function_of
+from keras_neumeta.graph.masking import gates
 from keras_neumeta.graph.moments import find_normalized_sums
 from keras_neumeta.graph.rules import find_rule
 from keras_neumeta.graph.sizes import (
+    at_depth,
     matching,
     sizes_from_ratio,
     sizes_within,
@@ -29,19 +32,38 @@ class ChannelGraph:
             `model.variables`.
         normalized_sums: Tuple of `NormalizedSum`: where batch norm
             follows a sum over changing channels.
+        blocks: Tuple of `Block`: what may be left out, in the order in which
+            it is kept.
+
+    The *sizes* of a network are a tuple of integers: the channels of each
+    group and, where the graph has blocks, the number of them that is kept.
     """
 
-    def __init__(self, model, groups, layouts, resizes, masks):
+    def __init__(self, model, groups, layouts, resizes, masks, blocks=()):
         repeats = _repeats(groups, layouts)
         groups = [
             dataclasses.replace(group, repeats=repeats[group.index])
             for group in groups
         ]
+        place = {
+            id(variable): number
+            for number, block in enumerate(blocks)
+            for operation in block.operations
+            for variable in getattr(operation, "variables", ())
+        }
+        if blocks:
+            layouts = [
+                dataclasses.replace(layout, block=place.get(id(variable)))
+                for layout, variable in zip(
+                    layouts, model.variables, strict=True
+                )
+            ]
         self.model = model
         self.groups = groups
         self.layouts = layouts
         self.resizes = resizes
-        self.masks = masks
+        self.masks = {**masks, **gates(blocks, len(groups))}
+        self.blocks = blocks
         self.normalized_sums = find_normalized_sums(
             function_of(model), model.variables, layouts, groups
         )
@@ -55,8 +77,30 @@ class ChannelGraph:
 
     @property
     def full_sizes(self):
-        """Channels per group at full size, a tuple of integers."""
-        return tuple(group.num_channels for group in self.groups)
+        """The sizes of the whole network."""
+        depth = (len(self.blocks),) if self.blocks else ()
+        return tuple(group.num_channels for group in self.groups) + depth
+
+    @property
+    def depth_place(self):
+        """Place of the number of kept blocks among the sizes."""
+        return len(self.groups)
+
+    def members(self, sizes):
+        """Places of the variables that exist at `sizes`."""
+        return [
+            index
+            for index, layout in enumerate(self.layouts)
+            if layout.exists_at(sizes)
+        ]
+
+    def at_depth(self, sizes, depth):
+        """The same sizes with another number of kept blocks.
+
+        Raises:
+            TypeError, ValueError: If `depth` is not possible.
+        """
+        return at_depth(self, sizes, depth)
 
     @property
     def morphable_groups(self):
@@ -85,7 +129,7 @@ class ChannelGraph:
             limit: Largest ratio that is allowed.
 
         Returns:
-            Tuple of integers, one per group. Frozen groups keep theirs.
+            The sizes. Frozen groups keep theirs, and all blocks stay.
 
         Raises:
             ValueError: If `ratio` or `divisor` is out of range, if a name is
@@ -105,7 +149,7 @@ class ChannelGraph:
             divisor: As for `sizes`.
 
         Returns:
-            Tuple of integers, one per group.
+            The sizes.
 
         Raises:
             ValueError: If no size is small enough.
@@ -117,7 +161,7 @@ class ChannelGraph:
 
         Args:
             layout: One of `layouts` or of those of `normalized_sums`.
-            sizes: Channels per group.
+            sizes: See above.
 
         Returns:
             Dict from axis number to `Axis`.
@@ -141,7 +185,7 @@ class ChannelGraph:
             # Not at the top: `resize` builds on this module.
             from keras_neumeta.graph.resize import resize
 
-            graph = trace(resize(self, sizes))
+            graph = trace(resize(self, sizes), blocks=bool(self.blocks))
             if graph.full_sizes != sizes:
                 raise ValueError(
                     f"'{self.model.name}' cannot grow to {sizes} channels: "
@@ -153,7 +197,7 @@ class ChannelGraph:
     def count_params(self, sizes=None):
         """Number of parameters at `sizes`, as `Model.count_params` counts."""
         sizes = self.full_sizes if sizes is None else sizes
-        return sum(math.prod(x.shape_at(sizes)) for x in self._counted)
+        return sum(layout.count_params(sizes) for layout in self._counted)
 
     def count_macs(self, sizes=None):
         """Multiply-accumulates of kernels for one example at `sizes`."""
@@ -193,6 +237,12 @@ class ChannelGraph:
             f"({100 * self.morphable_share:.1f} %) are in variables that "
             "change."
         )
+        if self.blocks:
+            names = ", ".join(block.name for block in self.blocks)
+            lines.append(
+                f"{len(self.blocks)} blocks can be left out, the last first: "
+                f"{names}."
+            )
         reasons = [group.frozen or "" for group in self.groups]
         for words, name in (
             ("has no rule", "register_rule"),
@@ -281,7 +331,7 @@ def _learns(activation):
     return bool(activation.variables)
 
 
-def trace(model, layers=None):
+def trace(model, layers=None, blocks=False):
     """Finds the channel groups of a model.
 
     Args:
@@ -290,6 +340,8 @@ def trace(model, layers=None):
         layers: The layers whose channels may change: names, patterns such as
             `"stage3*"`, or layers of the model. A group may change if one of
             the layers that make its channels is among them. Default: all.
+        blocks: Whether residual blocks may be left out, where the shortcut
+            is the identity.
 
     Returns:
         A `ChannelGraph`.
@@ -323,7 +375,8 @@ def trace(model, layers=None):
     groups, layouts, resizes, masks = tracer.finish(model)
     if layers is not None:
         groups = _restrict(model, groups, layers)
-    return ChannelGraph(model, groups, layouts, resizes, masks)
+    found = find_blocks(function) if blocks else ()
+    return ChannelGraph(model, groups, layouts, resizes, masks, found)
 
 
 def _restrict(model, groups, layers):

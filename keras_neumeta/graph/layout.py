@@ -97,7 +97,7 @@ class Axis:
         return len(self.groups)
 
     def size_at(self, sizes):
-        """Number of positions at `sizes` (channels per group)."""
+        """Number of positions at `sizes`."""
         return sum(
             piece.blocks * int(sizes[piece.group]) for piece in self.pieces
         )
@@ -178,6 +178,8 @@ class VariableLayout:
         minimum: Lower bound of a statistic (0 for a variance).
         table: Whether the rows of a weight are looked up (an embedding), so
             that neighbours need not be alike.
+        block: Place of the block that it is left out with among those of the
+            graph, or `None`.
     """
 
     path: str
@@ -189,6 +191,7 @@ class VariableLayout:
     summed: tuple = ()
     minimum: float = -np.inf
     table: bool = False
+    block: int | None = None
 
     @property
     def groups(self):
@@ -196,14 +199,24 @@ class VariableLayout:
         return {p.group for axis in self.axes.values() for p in axis.pieces}
 
     def shape_at(self, sizes):
-        """Shape of the variable at `sizes` (channels per group)."""
+        """Shape of the variable at `sizes`, if it exists there."""
         shape = list(self.shape)
         for number, axis in self.axes.items():
             shape[number] = axis.size_at(sizes)
         return tuple(shape)
 
+    def exists_at(self, sizes):
+        """Whether it is in no block that is left out at `sizes`."""
+        return self.block is None or self.block < sizes[-1]
+
+    def count_params(self, sizes):
+        """Number of its elements at `sizes`."""
+        return math.prod(self.shape_at(sizes)) * self.exists_at(sizes)
+
     def count_macs(self, sizes):
         """Multiply-accumulates of one example at `sizes`."""
+        if not self.exists_at(sizes):
+            return 0
         uses = sum(
             positions * math.prod(axis.size_at(sizes) for axis in axes)
             for positions, axes in self.uses

@@ -19,6 +19,8 @@ import math
 import keras
 from keras import ops
 
+from keras_neumeta.graph.layout import Axis
+
 
 def masked_clone(make, layer, compute, lengths):
     """A copy of a layer that is told which channels are present.
@@ -146,6 +148,35 @@ def fill(value, places, rescale=False):
                 share = ops.sum(part) / part.shape[0]
                 result = result / ops.cast(share, result.dtype)
         return result
+
+    return compute
+
+
+def gates(blocks, place):
+    """What makes additions leave out what an absent block computes.
+
+    Args:
+        blocks: Tuple of `Block`.
+        place: Place of the number of kept blocks among the sizes.
+
+    Returns:
+        Dict from the id of an addition to `([Axis], compute)`.
+    """
+    return {
+        id(block.addition): ([Axis([place], [number])], _gate(block.shortcut))
+        for number, block in enumerate(blocks)
+    }
+
+
+def _gate(shortcut):
+    def compute(layer, run, present, *args, **kwargs):
+        leaves = keras.tree.flatten(args)
+        branch = leaves[1 - shortcut]
+        # Not a product: nothing that is infinite comes through.
+        leaves[1 - shortcut] = ops.where(
+            present[0] > 0.5, branch, ops.zeros_like(branch)
+        )
+        return run(*keras.tree.pack_sequence_as(args, leaves), **kwargs)
 
     return compute
 

@@ -114,6 +114,7 @@ def find_normalized_sums(function, variables, layouts, groups):
                     axes={0: axis},
                     role="statistic",
                     trainable=False,
+                    block=kernel.block,
                 ),
                 taps=_taps(linear, given, made, channels),
                 axis=channels,

@@ -17,14 +17,15 @@ def resize(graph, sizes, name=None, masked=False):
 
     Args:
         graph: `ChannelGraph` of the target.
-        sizes: Channels per group, as from `graph.sizes(ratio)`.
+        sizes: As from `graph.sizes(ratio)`.
         name: Name of the new model. Default: that of the target.
         masked: Whether layers that mix channels shall be told which channels
             are present (`keras_neumeta.graph.masking`).
 
     Returns:
         A Sequential or functional `keras.Model`, its layers named as in the
-        target and its variables in the same order. If `masked`, also a list
+        target and its variables in the same order, those of left out blocks
+        missing. If `masked`, also a list
         of `(presence variable, Axis)`.
     """
     cloner = _Cloner(graph, sizes, masked)
@@ -32,7 +33,10 @@ def resize(graph, sizes, name=None, masked=False):
     cloner.restore_initializers()
     if name is not None:
         model.name = name
-    return (model, cloner.presence) if masked else model
+    used = {id(variable) for variable in model.variables}
+    presence = [pair for pair in cloner.presence if id(pair[0]) in used]
+    cloner.check_order(model, graph.members(sizes))
+    return (model, presence) if masked else model
 
 
 class _Cloner:
@@ -46,6 +50,11 @@ class _Cloner:
         self._spared = []  # (clone, its initializers)
         # A layer may be shared between the model and those nested in it.
         self._clones = {}
+        self._left_out = {
+            id(block.addition): block.shortcut
+            for block in graph.blocks[sizes[-1] :]
+        }
+        self._shortcuts = {}  # id(clone of an addition) -> its shortcut
         self._arguments = {}  # id(clone) -> resized arguments of the call
 
     @property
@@ -60,6 +69,27 @@ class _Cloner:
         for clone, initializers in self._spared:
             for key, value in initializers.items():
                 setattr(clone, key, type(value).from_config(value.get_config()))
+
+    def check_order(self, model, members):
+        """Raises if what is left has its variables in another order."""
+        presence = {id(variable) for variable, _ in self.presence}
+        source = {}
+        for layer in self.graph.model._flatten_layers(include_self=False):
+            clone = self._clones.get(id(layer))
+            if clone is None or is_graph(layer):
+                continue
+            own = [v for v in clone.variables if id(v) not in presence]
+            source.update(zip(map(id, own), map(id, layer.variables)))
+        there = self.graph.model.variables
+        expected = [id(there[index]) for index in members]
+        found = [
+            source[id(v)] for v in model.variables if id(v) not in presence
+        ]
+        if found != expected:
+            raise ValueError(
+                f"The blocks of '{self.graph.model.name}' cannot be left out: "
+                "without them, Keras puts its other layers in another order."
+            )
 
     def clone_model(self, model, inputs=None):
         # Sequential models take no call function, and need none.
@@ -106,7 +136,10 @@ class _Cloner:
         def make(kind):
             return _with_config(layer, kind, config)
 
-        if self.masked and id(layer) in self.graph.masks:
+        if id(layer) in self._left_out:
+            clone = make(type(layer))
+            self._shortcuts[id(clone)] = self._left_out[id(layer)]
+        elif self.masked and id(layer) in self.graph.masks:
             axes, compute = self.graph.masks[id(layer)]
             axes = [axis.at(self.sizes) for axis in axes]
             clone = masked_clone(make, layer, compute, list(map(len, axes)))
@@ -124,6 +157,9 @@ class _Cloner:
     def _call(self, layer, *args, **kwargs):
         resized = self._arguments.get(id(layer), {})
         args = [resized.get(n, value) for n, value in enumerate(args)]
+        if id(layer) in self._shortcuts:
+            tensors = keras.tree.flatten((args, kwargs))
+            return tensors[self._shortcuts[id(layer)]]
         if isinstance(layer, MaskedOperation):
             return layer.place(args, kwargs)
         return layer(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Sizes: channels per group, from a ratio, names or a budget."""
+"""Sizes: channels per group, from a ratio, names or a budget; blocks."""
 
 import fnmatch
 import math
@@ -61,12 +61,38 @@ def sizes_from_ratio(graph, ratio, divisor=1, limit=1.0):
                 raise ValueError(_frozen_message(group, "ratio", value))
     else:
         ratios = [check_ratio(ratio, limit)] * len(graph.groups)
-    return tuple(
+    channels = (
         _scaled(group, value, divisor)
         if group.morphable
         else group.num_channels
         for group, value in zip(graph.groups, ratios, strict=True)
     )
+    return (*channels, *_all_blocks(graph))
+
+
+def _all_blocks(graph):
+    return graph.full_sizes[len(graph.groups) :]
+
+
+def at_depth(graph, sizes, depth):
+    """See `ChannelGraph.at_depth`."""
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer):
+        raise TypeError(
+            "Argument `depth` (the number of kept blocks) must be an integer. "
+            f"Received: depth={depth!r}"
+        )
+    if not graph.blocks:
+        raise ValueError(
+            f"Argument `depth`: the blocks of '{graph.model.name}' all stay. "
+            "Train with `ManifoldHyperModel(model, min_depth=...)` for "
+            f"networks of fewer blocks. Received: depth={depth}"
+        )
+    if not 0 <= depth <= len(graph.blocks):
+        raise ValueError(
+            "Argument `depth` (the number of kept blocks) must be in [0, "
+            f"{len(graph.blocks)}]. Received: depth={depth}"
+        )
+    return (*sizes[: len(graph.groups)], int(depth))
 
 
 def _scaled(group, ratio, divisor):
@@ -94,7 +120,7 @@ def sizes_from_names(graph, sizes, limit=1.0):
         limit: Largest multiple of the full size.
 
     Returns:
-        Tuple of integers, one per group.
+        The sizes, with all blocks.
     """
     if isinstance(sizes, dict):
         chosen = _match(graph, sizes, "sizes")
@@ -129,7 +155,7 @@ def sizes_from_names(graph, sizes, limit=1.0):
         if size != full and not group.morphable:
             raise ValueError(_frozen_message(group, "sizes", size))
         result.append(int(size))
-    return tuple(result)
+    return (*result, *_all_blocks(graph))
 
 
 def _frozen_message(group, argument, value):
@@ -201,7 +227,7 @@ def sizes_within(graph, params=None, macs=None, divisor=1):
         divisor: As for `ChannelGraph.sizes`.
 
     Returns:
-        Tuple of integers, one per group.
+        The sizes, with all blocks.
 
     Raises:
         ValueError: If the smallest size is above the budget.

@@ -787,10 +787,13 @@ def draw_network(draw):
 
 
 def draw_sizes(draw, graph):
-    """Draws channels for each group of a graph, not of one ratio."""
-    return tuple(
+    """Draws channels for each group of a graph, and kept blocks if it has."""
+    channels = [
         draw(st.integers(1, group.num_channels))
         if group.morphable
         else group.num_channels
         for group in graph.groups
-    )
+    ]
+    if graph.blocks:
+        channels.append(draw(st.integers(0, len(graph.blocks))))
+    return tuple(channels)

@@ -51,7 +51,7 @@ CONFIGS = st.one_of(
 
 def draw_all(draw):
     model = draw_network(draw)
-    graph = trace(model)
+    graph = trace(model, blocks=draw(st.booleans()))
     return model, graph, draw_sizes(draw, graph)
 
 

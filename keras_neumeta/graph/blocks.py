@@ -1,0 +1,133 @@
+"""Residual blocks that can be left out.
+
+A block adds what its layers compute to what it was given: without these
+layers, the network goes on with what it was given.
+"""
+
+import collections
+import dataclasses
+
+import keras
+
+from keras_neumeta.graph.functional import single_calls
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A residual block whose shortcut is the identity.
+
+    Attributes:
+        name: Name of its addition.
+        addition: The layer or operation that adds.
+        shortcut: Which of its two inputs is what the block was given.
+        operations: The layers and operations in between, in their order.
+    """
+
+    name: str
+    addition: object
+    shortcut: int
+    operations: tuple
+
+    @property
+    def layers(self):
+        """Names of the layers that are left out with it."""
+        return tuple(
+            each.name
+            for each in self.operations
+            if isinstance(each, keras.layers.Layer)
+        )
+
+
+def find_blocks(function):
+    """The blocks of a network, in the order in which they are kept.
+
+    Stages (blocks with outputs of the same shape) take turns: first come the
+    first blocks of all stages, then their second ones. A network of `n`
+    blocks has the first `n`.
+
+    Args:
+        function: The functional graph of a network. Nested models are not
+            looked into.
+
+    Returns:
+        Tuple of `Block`.
+    """
+    links = _Links(function)
+    found = []
+    for node in links.nodes:
+        block = _block_at(node, links)
+        if block is not None:
+            found.append((node, block))
+    inner = {id(each) for _, block in found for each in block.operations}
+    turns: dict = collections.Counter()
+    keyed = []
+    for node, block in found:
+        if id(block.addition) not in inner:
+            shape = node.outputs[0].shape
+            keyed.append((turns[shape], len(keyed), block))
+            turns[shape] += 1
+    return tuple(block for *_, block in sorted(keyed, key=lambda key: key[:2]))
+
+
+class _Links:
+    """Who makes and who uses each tensor of a graph."""
+
+    def __init__(self, function):
+        self.once = single_calls(function)
+        self.nodes = [
+            node
+            for depth in sorted(function._nodes_by_depth, reverse=True)
+            for node in function._nodes_by_depth[depth]
+        ]
+        self.maker, self.users = {}, collections.defaultdict(list)
+        for node in self.nodes:
+            for x in node.outputs:
+                self.maker[id(x)] = node
+            for x in node.input_tensors:
+                self.users[id(x)].append(node)
+        self.results = {id(x) for x in function.outputs}
+
+
+def _block_at(node, links):
+    """The block that ends at an addition, or `None`."""
+    adds = isinstance(node.operation, keras.layers.Add) or (
+        type(node.operation).__name__ == "Add"
+        and type(node.operation).__module__.startswith("keras.")
+    )
+    inputs = node.input_tensors
+    if not adds or len(inputs) != 2 or id(node.operation) not in links.once:
+        return None
+    if len(keras.tree.flatten(node.arguments.args)) != 2:
+        return None
+    if any(x.shape != node.outputs[0].shape for x in inputs):
+        return None
+    for shortcut in (0, 1):
+        branch = _branch(inputs[shortcut], inputs[1 - shortcut], node, links)
+        if branch:
+            return Block(node.operation.name, node.operation, shortcut, branch)
+    return None
+
+
+def _branch(start, end, addition, links):
+    """The operations from one tensor to another, if nothing else meets them."""
+    region, waiting = {}, [end]
+    while waiting:
+        x = waiting.pop()
+        if x is start:
+            continue
+        node = links.maker[id(x)]
+        if id(node) in region:
+            continue
+        if node.is_input or id(node.operation) not in links.once:
+            return None
+        if not node.input_tensors:
+            return None
+        region[id(node)] = node
+        waiting += node.input_tensors
+    inside = {*region, id(addition)}
+    for node in region.values():
+        for x in node.outputs:
+            users = {id(user) for user in links.users[id(x)]}
+            if id(x) in links.results or not users <= inside:
+                return None
+    return tuple(node.operation for node in links.nodes if id(node) in region)
