@@ -1,7 +1,7 @@
-"""Residual networks for small images.
+"""Residual networks for small images (CIFAR) and large ones (ImageNet).
 
 Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition"
-(CVPR 2016), section 4.2.
+(CVPR 2016), sections 4.1 and 4.2.
 """
 
 import keras
@@ -59,13 +59,7 @@ def cifar_resnet(
             f"Received: shortcut={shortcut!r}"
         )
     inputs = keras.Input(input_shape)
-    x = inputs
-    if input_shape[-1] == len(MEAN):
-        x = layers.Rescaling(
-            scale=[1 / s for s in DEVIATION],
-            offset=[-m / s for m, s in zip(MEAN, DEVIATION)],
-            name="normalize",
-        )(x)
+    x = _normalized(inputs)
     x = _conv_norm(x, widths[0], 3, 1, "stem_conv", "stem_bn")
     x = layers.ReLU(name="stem_relu")(x)
     for stage, width in enumerate(widths, 1):
@@ -80,6 +74,93 @@ def cifar_resnet(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def resnet18(
+    num_classes=1000,
+    widths=(64, 128, 256, 512),
+    input_shape=(224, 224, 3),
+    weights=None,
+    name="resnet18",
+):
+    """ResNet18 for ImageNet: a 7 x 7 stem and four stages of two blocks.
+
+    Args:
+        num_classes: Number of logits.
+        widths: Channels of the four stages; the stem has those of the first.
+        input_shape: Height, width and channels (RGB in 0..1).
+        weights: Path of an `.npz` file with pretrained weights in the names
+            `stem.conv.kernel`, `stage1.block0.bn1.gamma`,
+            `stage2.block0.shortcut.kernel`, `stage2.block0.shortcut.bn.gamma`,
+            `head.dense.bias`, ... Default: random.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model` with logits as output.
+
+    Raises:
+        ValueError: If `widths` are not four, or `weights` do not fit.
+
+    Example:
+
+    ```python
+    model = keras_neumeta.models.resnet18()
+    ```
+    """
+    inputs = keras.Input(input_shape)
+    x = resnet18_features(inputs, widths)[-1]
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    outputs = layers.Dense(num_classes, name="head_dense")(x)
+    model = keras.Model(inputs, outputs, name=name)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def resnet18_features(inputs, widths):
+    """The feature maps of ResNet18, at each of its five resolutions.
+
+    Args:
+        inputs: Images `(batch, height, width, channels)` (RGB in 0..1).
+        widths: Channels of the four stages.
+
+    Returns:
+        List of the outputs of the stem, before its pooling, and of the four
+        stages: at 1/2, 1/4, 1/8, 1/16 and 1/32 of the height and width,
+        rounded up.
+
+    Raises:
+        ValueError: If `widths` are not four.
+    """
+    if len(widths) != 4:
+        raise ValueError(
+            "Argument `widths` must hold the channels of four stages. "
+            f"Received: widths={widths}"
+        )
+    x = _normalized(inputs)
+    x = _conv_norm(x, widths[0], 7, 2, "stem_conv", "stem_bn")
+    x = layers.ReLU(name="stem_relu")(x)
+    features = [x]
+    # Zeros are neutral here: the maximum is over values that are not negative.
+    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+    x = layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    for stage, width in enumerate(widths, 1):
+        for block in range(2):
+            strides = 2 if stage > 1 and block == 0 else 1
+            x = _block(x, width, strides, "conv", f"stage{stage}_block{block}")
+        features.append(x)
+    return features
+
+
+def _normalized(x):
+    """RGB images minus the mean, by the deviation, of natural images."""
+    if x.shape[-1] != len(MEAN):
+        return x
+    return layers.Rescaling(
+        scale=[1 / s for s in DEVIATION],
+        offset=[-m / s for m, s in zip(MEAN, DEVIATION)],
+        name="normalize",
+    )(x)
 
 
 def _conv_norm(x, filters, kernel, strides, conv, norm):
