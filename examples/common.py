@@ -1,0 +1,274 @@
+"""What the examples share: options, training, results."""
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+import numpy as np
+
+import keras_neumeta as nm
+
+RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+def parser_of(description, output):
+    """A parser with the options that all examples have."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--base",
+        type=pathlib.Path,
+        help="a trained network (.keras) to start from, instead of training",
+    )
+    add("--base-epochs", type=int, help="epochs of the network itself")
+    add("--epochs", type=int, help="epochs of the manifold")
+    add("--batch-size", type=int)
+    add("--learning-rate", type=float)
+    add("--ratios", type=float, nargs="+", help="kept widths to compare")
+    add("--limit", type=int, help="number of training images to use")
+    add("--seed", type=int, default=0)
+    add(
+        "--quick",
+        action="store_true",
+        help="little data, a small network, one epoch: to see that all runs",
+    )
+    add(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("outputs") / output,
+        help="folder for the results (default: %(default)s)",
+    )
+    return parser
+
+
+def parse(parser, arguments, defaults, quick):
+    """The options, with defaults for those that were not given.
+
+    Args:
+        parser: From `parser_of`.
+        arguments: List of words, or `None` for those of the command line.
+        defaults: Dict from option to value, or a function of the options
+            that were given, for such a dict.
+        quick: Dict of what differs with `--quick`.
+    """
+    options = parser.parse_args(arguments)
+    if callable(defaults):
+        defaults = defaults(options)
+    if options.quick:
+        defaults = {**defaults, **quick}
+    for name, value in {"ratios": RATIOS, **defaults}.items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    for name in ("base_epochs", "epochs"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
+    if any(not 0.0 < ratio <= 1.0 for ratio in options.ratios):
+        parser.error("--ratios must be above 0, and at most 1")
+    options.ratios = sorted(options.ratios, reverse=True)
+    keras.utils.set_random_seed(options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    options.seconds = {}
+    return options
+
+
+def optimizer_of(options, steps, sgd=False):
+    """Adam or SGD, its learning rate warmed up and then along a cosine."""
+    warm_up = min(steps // 20, 500)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0 if warm_up else options.learning_rate,
+        max(steps - warm_up, 1),
+        warmup_target=options.learning_rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
+    if sgd:
+        return keras.optimizers.SGD(
+            rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+    return keras.optimizers.Adam(rate)
+
+
+def train(model, title, data, epochs, options, compiled, sgd=False):
+    """Compiles and trains; keeps the seconds in `options.seconds[title]`.
+
+    Args:
+        model: `keras.Model`.
+        title: What is trained, to be printed.
+        data: `datasets.Data`.
+        epochs: Number of epochs; at 0 the model is only compiled.
+        options: From `parse`.
+        compiled: Function that makes the other arguments of `compile`: each
+            model needs metrics of its own.
+        sgd: Whether to use SGD rather than Adam.
+    """
+    steps = data.steps * epochs
+    # To compile a step takes longer than to run the few of `--quick`.
+    eagerly = options.quick and keras.backend.backend() == "tensorflow"
+    model.compile(
+        optimizer_of(options, steps, sgd), **compiled(), run_eagerly=eagerly
+    )
+    if not epochs:
+        return
+    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
+    start = time.time()
+    model.fit(
+        data.train,
+        epochs=epochs,
+        validation_data=data.test,
+        shuffle=False,  # The data set shuffles itself.
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    options.seconds[title] = round(time.time() - start, 1)
+
+
+def base_of(make, data, options, compiled, sgd=False):
+    """The full-size network: trained here, or read from `--base`.
+
+    Args:
+        make: Function that builds it.
+        data, options, compiled, sgd: As for `train`.
+    """
+    if options.base is None:
+        model = make()
+        train(
+            model,
+            model.name,
+            data,
+            options.base_epochs,
+            options,
+            compiled,
+            sgd,
+        )
+        model.save(options.output / "base.keras")
+    else:
+        model = load_base(options.base, make)
+        model.compile("sgd", **compiled())
+    if model.input_shape[1:] != data.input_shape:
+        sys.exit(
+            f"--base '{options.base}' takes images of shape "
+            f"{model.input_shape[1:]}; '{data.name}' has {data.input_shape}."
+        )
+    nm.trace(model).summary()
+    return model
+
+
+def load_base(path, make):
+    if not path.is_file():
+        sys.exit(f"--base '{path}' does not exist.")
+    if path.suffix == ".npz":
+        model = make()
+        nm.models.resnet.load_weights(model, path)
+        return model
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:
+        sys.exit(f"--base '{path}' cannot be loaded: {error}")
+
+
+def manifold_of(model, data, options, compiled, sgd=False):
+    """The hypermodel of a network, trained."""
+    sampler = "sandwich"
+    if options.quick:
+        # Fewer networks, for compiling them takes longest here.
+        sampler = nm.Sandwich(
+            num_fixed=2, num_random=1, bands=1, seed=options.seed
+        )
+    hyper = nm.ManifoldHyperModel(model, sampler=sampler, seed=options.seed)
+    title = "weight manifold, every width at once"
+    train(hyper, title, data, options.epochs, options, compiled, sgd)
+    return hyper
+
+
+def outputs(model, x):
+    """What a model computes of one batch, as an array, or a list of them."""
+    return keras.tree.map_structure(
+        keras.ops.convert_to_numpy, model(x, training=False)
+    )
+
+
+def write(table, hyper, data, options, metric):
+    """Writes table, plot, hypermodel and smallest network; checks the last.
+
+    Args:
+        table: `keras_neumeta.Sweep`.
+        hyper: The trained `keras_neumeta.ManifoldHyperModel`.
+        data, options: As for `train`.
+        metric: Name of the metric to plot.
+    """
+    print(f"\n== {data.name} test set\n{table}\n")
+    folder = options.output
+    table.plot(folder / "sizes.png", metric=metric)
+    hyper.save(folder / "hyper.keras")
+    ratio = min(options.ratios)
+    small = hyper.morph(ratio)
+    small.save(folder / "smallest.keras")
+    x = data.examples(8)[0]
+    expected = outputs(small, x)
+    for path, morphed in (
+        ("hyper.keras", lambda model: model.morph(ratio)),
+        ("smallest.keras", lambda model: model),
+    ):
+        reloaded = morphed(keras.saving.load_model(folder / path))
+        np.testing.assert_allclose(
+            outputs(reloaded, x), expected, rtol=1e-4, atol=1e-4
+        )
+    settings = {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in vars(options).items()
+        if name != "output"
+    }
+    table.save(
+        folder / "result.json",
+        **settings,
+        field_parameters=hyper.field.count_params(),
+        backend=keras.backend.backend(),
+        versions={
+            "keras": keras.version(),
+            "keras_neumeta": nm.__version__,
+            "python": platform.python_version(),
+        },
+        machine=f"{os.cpu_count()} cores, {platform.machine()}",
+        date=datetime.date.today().isoformat(),
+    )
+    print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")
+    print(f"Table: {folder / 'result.json'}\nPlot: {folder / 'sizes.png'}")
+
+
+def picture(path, rows, columns):
+    """Draws a grid of images.
+
+    Args:
+        path: File to write.
+        rows: Dict from the title of a row to its images, arrays `(height,
+            width, channels)` in 0..1.
+        columns: Number of columns.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    figure = Figure(
+        (1.0 + 1.5 * columns, 1.55 * height / width * len(rows)),
+        layout="constrained",
+    )
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (title, pictures) in zip(grid, rows.items()):
+        for axes in line:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.axis("off")
+        for axes, image in zip(line, pictures):
+            axes.imshow(
+                np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1
+            )
+        line[0].axis("on")
+        line[0].spines[:].set_visible(False)
+        line[0].set_ylabel(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+    print(f"Picture: {path}")

@@ -1,0 +1,459 @@
+"""Image data sets as `tf.data` pipelines, the same for every backend.
+
+From tensorflow-datasets, keras-cv (VOC 2012), `.npz` files and folders of
+images. A data set that cannot be had ends the program with a line that says
+what to do.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import keras
+import numpy as np
+
+try:
+    import tensorflow as tf
+except ImportError:
+    sys.exit(
+        "The data pipelines of the examples need TensorFlow, whatever the "
+        "backend: pip install tensorflow-cpu"
+    )
+
+if keras.backend.backend() != "tensorflow":
+    # TensorFlow only reads here: the GPU is for the backend.
+    tf.config.set_visible_devices([], "GPU")
+
+LABELLED = ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
+IMAGES = (*LABELLED, "celeb_a")
+# These come as they are; all others are resized.
+FIXED_SIZES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+NOT_MIRRORED = ("mnist", "fashion_mnist")
+VOC_CLASSES, VOC_VOID = 21, 255
+SHUFFLED = 10_000  # images held to draw from
+CACHED = 100_000  # small images: up to so many stay in memory
+
+
+@dataclasses.dataclass
+class Data:
+    """Batches for training and testing.
+
+    Attributes:
+        name: Name of the data set.
+        train, test: `tf.data.Dataset` of batches `(x, y)`, images in 0..1.
+        steps: Batches of one epoch.
+        input_shape: Height, width and channels.
+        num_classes: Number of classes, `None` where there are none.
+        void: Label of pixels that do not count, or `None`.
+    """
+
+    name: str
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    steps: int
+    input_shape: tuple
+    num_classes: int | None = None
+    void: int | None = None
+
+    def examples(self, number):
+        """The first test images and what belongs to them, as arrays."""
+        parts = next(iter(self.test.unbatch().batch(number)))
+        return tuple(part.numpy() for part in parts)
+
+
+def classification(
+    source, batch_size=128, image_size=None, limit=None, augment=True, seed=0
+):
+    """Images and their classes.
+
+    Args:
+        source: One of `LABELLED`, or a folder with a folder of images per
+            class: below `train` and `test` (or `val`), or directly, of which
+            a fifth becomes the test set.
+        batch_size: Images per batch.
+        image_size: Height and width. Default: of the data; 224 for others.
+        limit: Number of training images to use, and of test images half as
+            many. Default: all.
+        augment: Whether to move and mirror the training images at random.
+        seed: Seed of order and augmentation.
+
+    Returns:
+        `Data` with batches of images `(batch, height, width, channels)` and
+        labels `(batch,)`.
+    """
+    if source in LABELLED:
+        train, test, info = _tfds(source, limit)
+        num_classes = info.features["label"].num_classes
+    else:
+        folder = _folder(source, f"one of {', '.join(LABELLED)}, or a folder")
+        size = image_size or 224
+        train, test, num_classes = _labelled_folder(folder, size, seed, limit)
+    small = source in FIXED_SIZES and image_size is None
+    size = None if small else image_size or 224
+    layers = []
+    if augment and size is None:
+        layers = [_moved(0.125, seed)]
+    if augment and source not in NOT_MIRRORED:
+        layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
+    random_crop = (
+        keras.layers.RandomCrop(size, size, seed=seed) if size else None
+    )
+
+    def prepare(image, label, training):
+        if size is not None:
+            # A margin to crop from.
+            larger = size + size // 8 if augment and training else size
+            image = _resized(image, larger)
+            if larger > size:
+                image = random_crop(image, training=True)
+        return tf.cast(image, tf.float32) / 255.0, tf.cast(label, tf.int32)
+
+    return _data(
+        source,
+        train.map(lambda x, y: prepare(x, y, True), tf.data.AUTOTUNE),
+        test.map(lambda x, y: prepare(x, y, False), tf.data.AUTOTUNE),
+        batch_size,
+        seed,
+        lambda x, y: (_applied(layers, x), y),
+        keep=size is None,
+        num_classes=num_classes,
+    )
+
+
+def segmentation(
+    source,
+    batch_size=16,
+    image_size=None,
+    void=None,
+    limit=None,
+    folder=None,
+    seed=0,
+):
+    """Images and the class of each pixel.
+
+    Args:
+        source: `"voc2012"` or the path of an `.npz` file with `x_train`,
+            `y_train`, `x_test`, `y_test`: uint8 images `(n, height, width,
+            3)` and labels `(n, height, width)`.
+        batch_size: Images per batch.
+        image_size: Height and width of VOC. Default: 256.
+        void: Label that does not count. Default: 255 for VOC; the largest
+            label for a file, as in CamVid.
+        limit: Number of training images to use, and of test images half as
+            many. Default: all.
+        folder: Where VOC is kept. Default: that of keras-cv.
+        seed: Seed of order and augmentation.
+
+    Returns:
+        `Data` with batches of images `(batch, height, width, 3)` and labels
+        `(batch, height, width)`.
+    """
+    if source == "voc2012":
+        train, test = _voc(folder, image_size or 256)
+        num_classes, void = VOC_CLASSES, VOC_VOID if void is None else void
+        if limit:
+            train, test = train.take(limit), test.take(limit // 2)
+    else:
+        path = _file(source, "voc2012, or an .npz file such as CamVid's")
+        arrays = _npz(path, ("x_train", "y_train", "x_test", "y_test"))
+        if void is None:
+            void = int(arrays["y_train"].max())
+        labels = arrays["y_train"]
+        num_classes = int(labels[labels != void].max()) + 1
+        train, test = (
+            tf.data.Dataset.from_tensor_slices(
+                (arrays[f"x_{part}"][:number], arrays[f"y_{part}"][:number])
+            )
+            for part, number in (
+                ("train", limit),
+                ("test", limit and limit // 2),
+            )
+        )
+        source = path.stem
+
+    def prepare(image, mask):
+        return tf.cast(image, tf.float32) / 255.0, tf.cast(mask, tf.int32)
+
+    flip = keras.layers.RandomFlip("horizontal", seed=seed)
+
+    def augment(x, y):
+        both = {"images": x, "segmentation_masks": y[..., None]}
+        both = flip(both, training=True)
+        return both["images"], tf.cast(both["segmentation_masks"], y.dtype)[
+            ..., 0
+        ]
+
+    return _data(
+        source,
+        train.map(prepare, tf.data.AUTOTUNE),
+        test.map(prepare, tf.data.AUTOTUNE),
+        batch_size,
+        seed,
+        augment,
+        num_classes=num_classes,
+        void=void,
+    )
+
+
+def images(source, batch_size=128, image_size=None, limit=None, seed=0):
+    """Images alone, to be reconstructed.
+
+    Args:
+        source: One of `IMAGES`, an `.npz` file with uint8 images `x` or
+            `x_train` and `x_test`, or a folder of images. Of one set of
+            images a tenth becomes the test set.
+        batch_size: Images per batch.
+        image_size: Height and width of folders and of data sets with images
+            of many sizes. Default: 64.
+        limit: Number of training images to use, and of test images half as
+            many. Default: all.
+        seed: Seed of order and augmentation.
+
+    Returns:
+        `Data` with batches of images, twice: `(x, x)`.
+    """
+    size = None if source in FIXED_SIZES else image_size or 64
+    layers = []
+    if source in IMAGES:
+        train, test, _ = _tfds(source, limit, "image")
+    elif str(source).endswith(".npz"):
+        path = _file(source, "")
+        arrays = _npz(path)
+        if "x_train" in arrays and "x_test" in arrays:
+            train, test = arrays["x_train"], arrays["x_test"]
+        elif "x" in arrays:
+            kept = len(arrays["x"]) * 9 // 10
+            train, test = arrays["x"][:kept], arrays["x"][kept:]
+        else:
+            sys.exit(
+                f"'{path}' holds {sorted(arrays)}: give a file with images "
+                "`x`, or `x_train` and `x_test`."
+            )
+        train = tf.data.Dataset.from_tensor_slices(train[:limit])
+        test = tf.data.Dataset.from_tensor_slices(test[: limit and limit // 2])
+        source, size = path.stem, image_size
+    else:
+        folder = _folder(
+            source, f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
+        )
+        train, test = _unlabelled_folder(folder, size, seed)
+        if limit:
+            train, test = train.take(limit), test.take(limit // 2)
+    if source not in NOT_MIRRORED:
+        layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
+
+    def prepare(image):
+        if size is not None:
+            image = _resized(image, size)
+        return tf.cast(image, tf.float32) / 255.0
+
+    def augment(x):
+        x = _applied(layers, x)
+        return x, x
+
+    data = _data(
+        source,
+        train.map(prepare, tf.data.AUTOTUNE),
+        test.map(prepare, tf.data.AUTOTUNE),
+        batch_size,
+        seed,
+        augment,
+    )
+    data.test = data.test.map(lambda x: (x, x))
+    return data
+
+
+# What the three have in common
+
+
+def _data(name, train, test, batch_size, seed, augment, keep=True, **more):
+    """Caches, shuffles, batches and augments."""
+    number = int(train.cardinality())
+    if keep and number <= CACHED:
+        train, test = train.cache(), test.cache()
+    batch_size = min(batch_size, number)
+    train = (
+        train.shuffle(min(number, SHUFFLED), seed=seed)
+        .batch(batch_size, drop_remainder=True)
+        .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    )
+    spec = tf.nest.flatten(train.element_spec)[0]
+    return Data(
+        str(name),
+        train.prefetch(tf.data.AUTOTUNE),
+        test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        number // batch_size,
+        tuple(spec.shape[1:]),
+        **more,
+    )
+
+
+def _applied(layers, x):
+    for layer in layers:
+        x = layer(x, training=True)
+    return x
+
+
+def _moved(share, seed):
+    return keras.layers.RandomTranslation(
+        share, share, "constant", interpolation="nearest", seed=seed
+    )
+
+
+def _resized(image, size):
+    """Resized to a square, the longer side cropped."""
+    side = tf.reduce_min(tf.shape(image)[:2])
+    channels = image.shape[-1]
+    image = tf.image.resize_with_crop_or_pad(image, side, side)
+    image = tf.image.resize(image, (size, size), antialias=True)
+    return tf.ensure_shape(image, (size, size, channels))
+
+
+def _tfds(name, limit, only=None):
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+        splits = builder.info.splits
+        second = "test" if "label" in builder.info.features else "validation"
+        # ImageNet's own test set has no labels.
+        if second not in splits or name == "imagenet2012":
+            second = "validation"
+        parts = [
+            tfds.core.ReadInstruction(
+                split, to=_at_most(splits[split], part), unit="abs"
+            )
+            for split, part in (
+                ("train", limit),
+                (second, limit and limit // 2),
+            )
+        ]
+        train, test = (
+            builder.as_dataset(split=part, shuffle_files=False)
+            for part in parts
+        )
+        info = builder.info
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        sys.exit(
+            f"Data set '{name}' cannot be had through tensorflow-datasets "
+            f"({type(error).__name__}: {lines[0][:120]}). Set TFDS_DATA_DIR "
+            "to a folder that holds it, connect to a network, or give another "
+            "--dataset."
+        )
+
+    def pick(example):
+        if only is not None:
+            return example[only]
+        return example["image"], example["label"]
+
+    return train.map(pick), test.map(pick), info
+
+
+def _at_most(split, limit):
+    number = split.num_examples
+    return number if limit is None else min(number, limit)
+
+
+def _labelled_folder(folder, size, seed, limit):
+    options = {
+        "batch_size": None,
+        # Cropped from a little more.
+        "image_size": (size + size // 8,) * 2,
+        "crop_to_aspect_ratio": True,
+        "verbose": False,
+        "seed": seed,
+    }
+    load = keras.utils.image_dataset_from_directory
+    second = next(
+        (
+            folder / name
+            for name in ("test", "val", "validation")
+            if (folder / name).is_dir()
+        ),
+        None,
+    )
+    try:
+        if (folder / "train").is_dir() and second is not None:
+            train = load(folder / "train", **options)
+            names = train.class_names
+            test = load(second, class_names=names, **options)
+        else:
+            options["validation_split"] = 0.2
+            train = load(folder, subset="training", **options)
+            names = train.class_names
+            test = load(folder, subset="validation", **options)
+    except ValueError as error:
+        sys.exit(f"'{folder}' cannot be read as images: {error}")
+    if limit:
+        train, test = train.take(limit), test.take(limit // 2)
+    return train, test, len(names)
+
+
+def _unlabelled_folder(folder, size, seed):
+    try:
+        return keras.utils.image_dataset_from_directory(
+            folder,
+            labels=None,
+            batch_size=None,
+            image_size=(size, size),
+            crop_to_aspect_ratio=True,
+            validation_split=0.1,
+            subset="both",
+            seed=seed,
+            verbose=False,
+        )
+    except ValueError as error:
+        sys.exit(f"'{folder}' cannot be read as images: {error}")
+
+
+def _voc(folder, size):
+    try:
+        from keras_cv.datasets.pascal_voc.segmentation import load
+
+        train, test = (load(split, folder) for split in ("train", "eval"))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        sys.exit(
+            f"VOC 2012 cannot be had through keras-cv ({type(error).__name__}: "
+            f"{lines[0][:120]}). Connect to a network, or give --folder, a "
+            "folder that holds VOCdevkit/VOC2012."
+        )
+
+    def resize(example):
+        image = tf.ensure_shape(example["image"], (None, None, 3))
+        mask = tf.ensure_shape(example["class_segmentation"], (None, None, 1))
+        image = tf.image.resize(image, (size, size), antialias=True)
+        mask = tf.image.resize(mask, (size, size), "nearest")
+        return image, mask[..., 0]
+
+    return train.map(resize), test.map(resize)
+
+
+def _file(source, choices):
+    path = pathlib.Path(source)
+    if not path.is_file():
+        sys.exit(f"--dataset must be {choices}. There is no file '{source}'.")
+    return path
+
+
+def _folder(source, choices):
+    folder = pathlib.Path(source)
+    if not folder.is_dir():
+        sys.exit(f"--dataset must be {choices}. There is no folder '{source}'.")
+    return folder
+
+
+def _npz(path, needed=()):
+    try:
+        arrays = dict(np.load(path))
+    except Exception as error:
+        sys.exit(f"'{path}' cannot be read as an .npz file: {error}")
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        sys.exit(
+            f"'{path}' lacks {missing}: it holds {sorted(arrays)}. Write them "
+            "with numpy.savez."
+        )
+    return arrays
