@@ -1,0 +1,214 @@
+"""The examples of each task, end to end on little data."""
+
+import importlib
+import json
+import os
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+# The scripts are the same on all backends, and take minutes on the others.
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example, which finds what it shares beside itself."""
+    pytest.importorskip("tensorflow")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def prepared(name):
+    """Skips the test where tensorflow-datasets would have to download."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not any(pathlib.Path(folder, name).glob("*/*.json")):
+        pytest.skip(f"needs {name}: TFDS_DATA_DIR has no prepared {name}")
+    pytest.importorskip("tensorflow_datasets")
+
+
+def beside(name):
+    """A file beside the prepared data sets."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    path = folder and pathlib.Path(folder).parent / name
+    if not path or not path.exists():
+        pytest.skip(f"needs {name} beside TFDS_DATA_DIR")
+    return str(path)
+
+
+def arguments(folder, *more):
+    little = "--quick --limit 32 --batch-size 16 --base-epochs 1 --epochs 1"
+    words = [*little.split(), "--ratios", "1", "0.5"]
+    return [*words, "--output", str(folder), *map(str, more)]
+
+
+def check_outputs(table, folder, *pictures):
+    rows = json.loads((folder / "result.json").read_text())["rows"]
+    assert len(rows) == len(table.rows)
+    metrics = [row[name] for row in rows for name in table.metrics]
+    assert np.isfinite(metrics).all()
+    for name in ("sizes.png", *pictures):
+        assert (folder / name).stat().st_size > 1000
+    # A copy of the full size, cut at full size, is the same network.
+    full = [row for row in rows if row["ratio"] == 1.0]
+    assert {row["method"] for row in full} == {"morph", "cut"}
+    for name in table.metrics:
+        assert full[0][name] == pytest.approx(full[1][name], rel=1e-3)
+
+
+def write_photos(folder, number=8, size=40):
+    """Random images of two classes, for training and testing."""
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("cats", "dogs"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 255, (size, size + index, 3))
+                keras.utils.save_img(
+                    folder / part / name / f"{index}.png", pixels
+                )
+
+
+def test_classification_of_cifar(example, tmp_path):
+    prepared("cifar10")
+    table = example("classification").main(arguments(tmp_path))
+    check_outputs(table, tmp_path)
+
+
+def test_classification_of_folders_as_imagenet(example, tmp_path):
+    write_photos(tmp_path / "photos")
+    table = example("classification").main(
+        arguments(
+            tmp_path / "out",
+            *["--dataset", tmp_path / "photos", "--model", "resnet18"],
+            *["--image-size", 32, "--widths", 4, 6, 8, 8],
+        )
+    )
+    check_outputs(table, tmp_path / "out")
+    base = keras.saving.load_model(tmp_path / "out" / "base.keras")
+    assert base.output_shape == (None, 2)
+
+
+def test_segmentation_of_camvid(example, tmp_path):
+    path = beside("camvid_120x160.npz")
+    table = example("segmentation").main(
+        arguments(tmp_path, "--dataset", path, "--limit", 8, "--batch-size", 4)
+    )
+    assert {"miou", "f1"} <= set(table.metrics)
+    check_outputs(table, tmp_path, "predictions.png")
+
+
+@pytest.mark.parametrize("name", ["mnist", "faces"])
+def test_generation(example, tmp_path, name):
+    if name == "mnist":
+        prepared(name)
+    dataset = name if name == "mnist" else beside("faces_64x64.npz")
+    table = example("generation").main(
+        arguments(tmp_path, "--dataset", dataset)
+    )
+    assert {"mse", "negative_elbo"} <= set(table.metrics)
+    check_outputs(table, tmp_path, "images.png")
+
+
+def test_f1_and_iou_without_void(example):
+    segmentation = example("segmentation")
+    truth = np.array([[0, 0, 1, 1, 9, 9]])
+    logits = np.eye(3, dtype="float32")[[[0, 1, 1, 1, 2, 0]]]
+    settings = {"num_classes": 3, "ignore_class": 9, "sparse_y_pred": False}
+    metric = segmentation.MeanF1(**settings)
+    metric.update_state(truth, logits)
+    from sklearn.metrics import f1_score
+
+    expected = f1_score([0, 0, 1, 1], [0, 1, 1, 1], average="macro")
+    np.testing.assert_allclose(metric.result(), expected, rtol=1e-6)
+
+
+def test_voc_is_read_with_its_void(example, tmp_path):
+    pytest.importorskip("keras_cv")
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        (root / name).mkdir(parents=True)
+    (root / "Annotations").mkdir()
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    mask = np.zeros((30, 50, 3), "uint8")
+    mask[:15] = [128, 0, 0]  # an aeroplane, class 1
+    mask[15:17] = [224, 224, 192]  # its border
+    for part, name in (("train", "one"), ("val", "two")):
+        (root / "ImageSets" / "Segmentation" / f"{part}.txt").write_text(name)
+        image = root / "JPEGImages" / f"{name}.jpg"
+        keras.utils.save_img(image, mask, scale=False)
+        for kind in ("Class", "Object"):
+            path = root / f"Segmentation{kind}" / f"{name}.png"
+            keras.utils.save_img(path, mask, scale=False)
+        (root / "Annotations" / f"{name}.xml").write_text(
+            "<annotation><size><width>50</width><height>30</height></size>"
+            "</annotation>"
+        )
+    data = example("datasets").segmentation(
+        "voc2012", image_size=32, folder=str(tmp_path), batch_size=1
+    )
+    x, y = next(iter(data.test))
+    assert x.shape == (1, 32, 32, 3) and float(np.max(x)) <= 1.0
+    assert set(np.unique(y)) == {0, 1, 255}
+    assert data.num_classes == 21 and data.void == 255
+
+
+def test_pipelines_shuffle_and_augment(example, tmp_path):
+    datasets = example("datasets")
+    # Each image says its number, on the left half only.
+    images = np.zeros((40, 8, 8, 3), "uint8")
+    images[:, :, :4] = np.arange(1, 41)[:, None, None, None]
+    labels = images[..., 0]
+    np.savez(
+        tmp_path / "toy.npz",
+        **{"x_train": images, "y_train": labels},
+        **{"x_test": images[:4], "y_test": labels[:4]},
+    )
+    data = datasets.segmentation(str(tmp_path / "toy.npz"), 8)
+    assert data.steps == 5 and data.input_shape == (8, 8, 3)
+    epochs = [list(data.train.as_numpy_iterator()) for _ in range(2)]
+    orders = [
+        np.concatenate([y.max(axis=(1, 2)) for _, y in epoch])
+        for epoch in epochs
+    ]
+    assert sorted(orders[0]) == list(range(1, 41))
+    assert list(orders[0]) != list(orders[1])
+    mirrored = []
+    for x, y in epochs[0]:
+        # Image and labels are mirrored together.
+        np.testing.assert_allclose(x[..., 0] * 255, y, atol=1e-3)
+        mirrored += list(y[:, 0, 0] == 0)
+    assert 0 < sum(mirrored) < 40
+    first, _ = data.examples(4)
+    np.testing.assert_allclose(first, images[:4] / 255.0, rtol=1e-6)
+
+
+def test_data_that_cannot_be_had(example, tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    datasets = example("datasets")
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("no network\nmore lines")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    with pytest.raises(SystemExit, match="'cifar100' .* Set TFDS_DATA_DIR"):
+        datasets.classification("cifar100")
+    with pytest.raises(SystemExit, match="'celeb_a' .* Set TFDS_DATA_DIR"):
+        datasets.images("celeb_a")
+    with pytest.raises(SystemExit, match="one of mnist, .* no folder 'nope'"):
+        datasets.classification("nope")
+    with pytest.raises(SystemExit, match="no file 'nope.npz'"):
+        datasets.segmentation("nope.npz")
+    np.savez(tmp_path / "other.npz", z=np.zeros(3))
+    with pytest.raises(SystemExit, match="lacks .*'x_train'.* holds .'z'"):
+        datasets.segmentation(str(tmp_path / "other.npz"))
+    with pytest.raises(SystemExit, match="holds .'z'.: give a file"):
+        datasets.images(str(tmp_path / "other.npz"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="cannot be read as images"):
+        datasets.classification(str(tmp_path / "empty"))
+    shutil.rmtree(tmp_path / "empty")
