@@ -86,6 +86,7 @@ def test_classification_of_folders_as_imagenet(example, tmp_path):
             tmp_path / "out",
             *["--dataset", tmp_path / "photos", "--model", "resnet18"],
             *["--image-size", 32, "--widths", 4, 6, 8, 8],
+            *["--base-epochs", 0],
         )
     )
     check_outputs(table, tmp_path / "out")
@@ -96,7 +97,11 @@ def test_classification_of_folders_as_imagenet(example, tmp_path):
 def test_segmentation_of_camvid(example, tmp_path):
     path = beside("camvid_120x160.npz")
     table = example("segmentation").main(
-        arguments(tmp_path, "--dataset", path, "--limit", 8, "--batch-size", 4)
+        arguments(
+            tmp_path,
+            *["--dataset", path, "--limit", 4, "--batch-size", 2],
+            *["--base-epochs", 0],
+        )
     )
     assert {"miou", "f1"} <= set(table.metrics)
     check_outputs(table, tmp_path, "predictions.png")
