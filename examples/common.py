@@ -114,6 +114,8 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
     model.compile(
         optimizer_of(options, steps, sgd), **compiled(), run_eagerly=eagerly
     )
+    # Untrained models are saved too, and loaded with all of their optimizer.
+    model.optimizer.build(model.trainable_variables)
     if not epochs:
         return
     print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
