@@ -278,10 +278,14 @@ def _data(name, train, test, batch_size, seed, augment, keep=True, **more):
         .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     )
     spec = tf.nest.flatten(train.element_spec)[0]
+    # Each epoch ends with a wait for the next turn of the tuner, up to as
+    # long as the epoch took.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return Data(
         str(name),
-        train.prefetch(tf.data.AUTOTUNE),
-        test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        train.prefetch(2).with_options(options),
+        test.batch(batch_size).prefetch(2).with_options(options),
         number // batch_size,
         tuple(spec.shape[1:]),
         **more,
