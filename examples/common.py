@@ -174,15 +174,22 @@ def load_base(path, make):
         sys.exit(f"--base '{path}' cannot be loaded: {error}")
 
 
-def manifold_of(model, data, options, compiled, sgd=False):
-    """The hypermodel of a network, trained."""
+def manifold_of(model, data, options, compiled, sgd=False, **more):
+    """The hypermodel of a network, trained.
+
+    Args:
+        model, data, options, compiled, sgd: As for `train`.
+        more: Further arguments of `ManifoldHyperModel`.
+    """
     sampler = "sandwich"
     if options.quick:
         # Fewer networks, for compiling them takes longest here.
         sampler = nm.Sandwich(
             num_fixed=2, num_random=1, bands=1, seed=options.seed
         )
-    hyper = nm.ManifoldHyperModel(model, sampler=sampler, seed=options.seed)
+    hyper = nm.ManifoldHyperModel(
+        model, sampler=sampler, seed=options.seed, **more
+    )
     title = "weight manifold, every width at once"
     train(hyper, title, data, options.epochs, options, compiled, sgd)
     return hyper

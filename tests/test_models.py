@@ -133,15 +133,25 @@ def compiled_hyper(model):
     else:
         y = random.integers(0, 4, (6, *model.output_shape[1:-1]))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # Two sizes, and no compilation where that is slow: ready sooner.
-    sampler = nm.Sandwich(num_fixed=2, num_random=0, seed=0)
+    # One network, and no compilation where that is slow: ready sooner.
+    sampler = nm.Uniform(seed=0)
     hyper = nm.ManifoldHyperModel(model, sampler=sampler, smooth=False, seed=0)
     eagerly = keras.backend.backend() == "tensorflow"
     hyper.compile("adam", loss, run_eagerly=eagerly)
     return hyper, x, y
 
 
-@pytest.mark.parametrize("name", SMALL)
+# JAX takes minutes to compile networks of so many layers.
+DEEP = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=DEEP if name in ("resnet18", "unet") else [])
+        for name in SMALL
+    ],
+)
 def test_models_train_and_morph_and_reload(name, tmp_path):
     model = SMALL[name]()
     hyper, x, y = compiled_hyper(model)
@@ -195,6 +205,7 @@ def test_arguments_of_the_models():
         nm.models.conv_vae(input_shape=(28, 28, 1))
 
 
+@pytest.mark.torch  # Sizes are the same elsewhere, and slower to build.
 def test_models_have_the_published_sizes():
     # torchvision's ResNet18 has as many, trainable.
     model = nm.models.resnet18()

@@ -119,6 +119,21 @@ def test_generation(example, tmp_path, name):
     check_outputs(table, tmp_path, "images.png")
 
 
+def test_depth(example, tmp_path):
+    prepared("mnist")
+    table = example("depth").main(arguments(tmp_path))
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(rows) == len(table.rows)
+    number = {(row["method"], row["ratio"]): row["parameters"] for row in rows}
+    # The first blocks of the second and the third stage always stay.
+    for depth in range(4):
+        assert number[f"{depth} blocks", 0.5] < number[f"{depth} blocks", 1.0]
+        if depth:
+            fewer = number[f"{depth - 1} blocks", 1.0]
+            assert fewer < number[f"{depth} blocks", 1.0]
+    assert (tmp_path / "sizes.png").stat().st_size > 1000
+
+
 def test_f1_and_iou_without_void(example):
     segmentation = example("segmentation")
     truth = np.array([[0, 0, 1, 1, 9, 9]])

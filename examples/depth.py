@@ -1,0 +1,125 @@
+"""One network, every number of residual blocks and every width of itself.
+
+Trains a small ResNet, then its weight manifold, on which the blocks whose
+shortcut is the identity can be left out, at every width; compares each number
+of blocks at each width with the trained network, its blocks left out without
+further training. Writes a table, a plot, the hypermodel and the smallest
+network.
+
+    python examples/depth.py
+    python examples/depth.py --dataset cifar10 --layers 20
+    python examples/depth.py --quick
+"""
+
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import common
+import datasets
+import keras
+
+import keras_neumeta as nm
+
+
+def parse_arguments(arguments=None):
+    parser = common.parser_of(__doc__, "depth")
+    parser.add_argument(
+        "--dataset",
+        default="mnist",
+        help=f"{', '.join(datasets.LABELLED)}, or a folder\nwith a folder of "
+        "images per class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--layers", type=int, help="6 n + 2 for n blocks a stage (default: 20)"
+    )
+    parser.add_argument(
+        "--widths", type=int, nargs=3, help="channels of the stages"
+    )
+    parser.add_argument(
+        "--min-depth",
+        type=int,
+        default=0,
+        help="least number of the blocks that can be left out to keep\n"
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="height and width to resize to"
+    )
+    return common.parse(
+        parser,
+        arguments,
+        {
+            "layers": 20,
+            "widths": (8, 16, 32),
+            "base_epochs": 1,
+            "epochs": 4,
+            "batch_size": 128,
+            "learning_rate": 0.1,
+            "ratios": (1.0, 0.75, 0.5, 0.25),
+        },
+        {
+            "layers": 14,
+            "widths": (4, 4, 8),
+            "base_epochs": 1,
+            "epochs": 1,
+            "batch_size": 64,
+            "limit": 256,
+            "ratios": (1.0, 0.5),
+        },
+    )
+
+
+def compiled():
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": ["accuracy"],
+    }
+
+
+def add_rows(table, hyper, data, ratios, title):
+    """A row for every number of blocks at every width."""
+    for depth in range(len(hyper.graph.blocks), hyper.min_depth - 1, -1):
+        for ratio in ratios:
+            model = hyper.morph(ratio, depth=depth)
+            model.compile(**compiled())
+            table.add(f"{depth} {title}", ratio, model, data.test, verbose=0)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    started = time.time()
+    data = datasets.classification(
+        options.dataset,
+        options.batch_size,
+        options.image_size,
+        options.limit,
+        seed=options.seed,
+    )
+
+    def make():
+        return nm.models.cifar_resnet(
+            options.layers,
+            data.num_classes,
+            widths=tuple(options.widths),
+            input_shape=data.input_shape,
+        )
+
+    base = common.base_of(make, data, options, compiled, sgd=True)
+    before = nm.ManifoldHyperModel(
+        base, min_depth=options.min_depth, smooth=False
+    )
+    hyper = common.manifold_of(
+        base, data, options, compiled, sgd=True, min_depth=options.min_depth
+    )
+    table = nm.Sweep()
+    add_rows(table, hyper, data, options.ratios, "blocks")
+    add_rows(table, before, data, [1.0], "blocks, not trained for it")
+    common.write(table, hyper, data, options, "accuracy")
+    print(f"Done in {time.time() - started:.0f} s.")
+    return table
+
+
+if __name__ == "__main__":
+    main()
