@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-BATCH_SIZE = 128
+from keras_neumeta.batches import BATCH_SIZE, batches
 
 
 def calibrate(model, data, batch_size=BATCH_SIZE):
@@ -42,7 +42,9 @@ def calibrate(model, data, batch_size=BATCH_SIZE):
         for layer in layers:
             # Then the new moving average is the batch's own statistic.
             layer.momentum = 0.0
-        for x in _batches(data, batch_size, len(model.inputs)):
+        for x in batches(
+            "calibration_data", data, batch_size, len(model.inputs)
+        ):
             _, updated = model.stateless_call(
                 [v.value for v in model.trainable_variables],
                 [v.value for v in model.non_trainable_variables],
@@ -64,32 +66,3 @@ def calibrate(model, data, batch_size=BATCH_SIZE):
         )
     for variable, total in zip(statistics, totals):
         variable.assign((total / num_batches).astype("float32"))
-
-
-def _batches(data, batch_size, num_inputs):
-    arrays = [x for x in keras.tree.flatten(data) if hasattr(x, "shape")]
-    if arrays and len(arrays) == len(keras.tree.flatten(data)):
-        if len(arrays) != num_inputs:
-            raise ValueError(
-                "Argument `calibration_data` must hold one array per input "
-                f"of the model ({num_inputs}), without labels, or be an "
-                "iterable such as a `tf.data.Dataset` of batches `x` or "
-                f"`(x, y)`. Received {len(arrays)} arrays."
-            )
-        length = arrays[0].shape[0]
-        for start in range(0, length, batch_size):
-            yield keras.tree.map_structure(
-                lambda x, start=start: ops.convert_to_tensor(
-                    x[start : start + batch_size]
-                ),
-                data,
-            )
-        return
-    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        raise TypeError(
-            "Argument `calibration_data` must be arrays of inputs or an "
-            f"iterable of batches. Received: {data!r}"
-        )
-    for batch in data:
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        yield keras.tree.map_structure(ops.convert_to_tensor, x)
