@@ -22,6 +22,10 @@ from keras_neumeta.samplers import Sandwich as Sandwich
 from keras_neumeta.samplers import SizeSampler as SizeSampler
 from keras_neumeta.samplers import Switches as Switches
 from keras_neumeta.samplers import Uniform as Uniform
+from keras_neumeta.similarity import Similarity as Similarity
+from keras_neumeta.similarity import cka as cka
+from keras_neumeta.similarity import kl_divergence as kl_divergence
+from keras_neumeta.similarity import plot_similarities as plot_similarities
 from keras_neumeta.smoothing import fold_batch_norm as fold_batch_norm
 from keras_neumeta.smoothing import smooth as smooth
 from keras_neumeta.smoothing import sort_channels as sort_channels
