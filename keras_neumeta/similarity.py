@@ -200,9 +200,10 @@ def plot_similarities(results, path=None, limits=None):
     limits = limits or _limits(results.values())
     sizes = [len(result.labels) for result in results.values()]
     figure = Figure(
-        figsize=(0.5 * sum(sizes) + 0.9 * len(sizes) + 1, 0.5 * max(sizes) + 1),
+        figsize=(0.5 * sum(sizes) + len(sizes) + 1, 0.5 * max(sizes) + 1.5),
         layout="constrained",
     )
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]
     for axes, (title, result) in zip(panels, results.items()):
         image = result._draw(axes, limits)

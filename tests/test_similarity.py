@@ -116,9 +116,9 @@ def test_equals_the_formula_over_batches():
 def test_equals_the_formula_where_the_mean_is_large():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(6, 4))
-    x = data() + 300.0
+    x = data() + 3000.0
     result = nm.cka([linear(np.eye(6)), linear(kernel)], x)
-    expected = expected_cka(x - 300.0, (x - 300.0) @ kernel, (32,))
+    expected = expected_cka(x - 3000.0, (x - 3000.0) @ kernel, (32,))
     assert result.matrix[0, 1] == pytest.approx(expected, abs=1e-3)
 
 
