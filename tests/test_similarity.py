@@ -411,6 +411,8 @@ def test_plots(result, tmp_path):
     axes = figure.axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts[:6] == ["0.000", "0.250", "inf", "0.500", "0.000", "2.000"]
+    # Row 0, column 1: x to the right, y downwards.
+    assert axes.texts[1].get_position() == (1, 0)
     assert [t.get_text() for t in axes.get_yticklabels()] == result.labels
     # Infinite values have no place in the range of the colours.
     assert axes.images[0].get_clim() == (0.0, 2.0)
