@@ -27,6 +27,9 @@ ORDER = (
 )
 
 
+CUT = ("l1", "l2", "taylor", "hessian", "random")
+
+
 def by_method(runs):
     """Dict from method to its runs, one per seed, in the order of the table."""
     methods = dict.fromkeys([*ORDER, *(run["method"] for run in runs)])
@@ -101,29 +104,45 @@ def plot(runs, path):
 
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    lowest = 100.0
+    lowest, highest = 100.0, 0.0
+    single = {
+        row["ratio"]
+        for run in runs
+        if run["method"] == "individual"
+        for row in run["rows"]
+    }
     for method, own in by_method(runs).items():
         rows = sorted(own[0]["rows"], key=lambda row: row["parameters"])
         sizes = [row["parameters"] for row in rows]
         heights = [mean(own, row["ratio"])[0] for row in rows]
-        if method not in ("l1", "l2", "taylor", "hessian", "random"):
-            lowest = min(lowest, *heights)
+        highest = max(highest, *heights)
+        cut = method.startswith(CUT)
+        if not cut:
+            learned = [
+                height
+                for row, height in zip(rows, heights)
+                if not single or row["ratio"] in single
+            ]
+            lowest = min(lowest, *learned)
         axes.plot(
             sizes,
             heights,
             marker="o",
             markersize=5 if method == "anchored" else 3,
             linewidth=2.5 if method == "anchored" else 1,
+            # Ten colours, and then the same again.
+            linestyle=":" if cut else "-",
             label=method,
             zorder=3 if method == "anchored" else 2,
         )
     axes.set_xscale("log")
     axes.set_xlabel("parameters of the network")
     axes.set_ylabel("test accuracy, %")
-    # Cut networks fall far below: the figure is about the others.
-    axes.set_ylim(bottom=lowest - 0.1 * (100 - lowest))
+    # Cut networks and sizes never trained fall far below.
+    margin = 0.1 * (highest - lowest)
+    axes.set_ylim(lowest - margin, highest + margin)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
 
 
