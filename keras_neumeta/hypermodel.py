@@ -671,8 +671,8 @@ def _check_depth(graph, min_depth):
         )
     if not 0 <= min_depth <= len(graph.blocks):
         raise ValueError(
-            "Argument `min_depth` must be at most the number of blocks that "
-            f"can be left out, {len(graph.blocks)}. Received: "
+            f"Argument `min_depth` must be in [0, {len(graph.blocks)}], the "
+            "number of blocks that can be left out. Received: "
             f"min_depth={min_depth}"
         )
 

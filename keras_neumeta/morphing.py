@@ -13,13 +13,15 @@ def choose_sizes(
     hyper, ratio, sizes, params, macs, divisor, extrapolate=False, depth=None
 ):
     """The sizes for the arguments of `ManifoldHyperModel.morph`."""
-    chosen = _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate)
+    chosen = _choose(
+        hyper, ratio, sizes, params, macs, divisor, extrapolate, depth
+    )
     if depth is None:
         return chosen
     return hyper.graph.at_depth(chosen, depth)
 
 
-def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate):
+def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate, depth):
     graph = hyper.graph
     if extrapolate and not hyper.field.extrapolates:
         raise ValueError(
@@ -49,7 +51,7 @@ def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate):
                 f"numbers of channels. Received: divisor={divisor}"
             )
         return sizes_from_names(graph, sizes, limit)
-    return graph.sizes_within(params, macs, divisor)
+    return graph.sizes_within(params, macs, divisor, depth)
 
 
 def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):

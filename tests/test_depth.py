@@ -109,8 +109,38 @@ def twice(x):
     return layers.Add()([x, x])
 
 
+class Halved(layers.Add):
+    """No plain sum."""
+
+    def call(self, inputs):
+        return 0.5 * super().call(inputs)
+
+
+def halved(x):
+    return Halved()([x, dense(x, "branch")])
+
+
+def nested(x):
+    """The layer of the branch stays, in a nested model."""
+    layer = layers.Dense(4, name="branch")
+    inner = keras.Input((4,))
+    model = keras.Model(inner, layer(inner))
+    return model(layers.Add()([x, layer(x)]))
+
+
+def unmasked(x):
+    """Only without the block would what follows see a mask."""
+    x = layers.Masking()(layers.Reshape((1, 4))(x))
+    y = ops.tanh(layers.Dense(4, name="branch")(x))
+    return layers.Flatten()(x + y)
+
+
 @pytest.mark.parametrize(
-    "build", [projected, looked_at, shared, three, broadcast, twice]
+    "build",
+    [
+        *(projected, looked_at, shared, three, broadcast, twice),
+        *(halved, nested, unmasked),
+    ],
 )
 def test_what_is_no_block(build):
     inputs = keras.Input((3,))
@@ -227,6 +257,25 @@ def test_train_morph_and_reload(field, tmp_path):
     assert_same(outputs(hyper.morph(0.5), x), outputs(reloaded.morph(0.5), x))
 
 
+def test_budgets_and_growth_go_with_a_depth():
+    hyper = nm.ManifoldHyperModel(
+        chain(), nm.AnchoredField(stretch=1.0), min_depth=0, smooth=False
+    )
+    graph = hyper.graph
+    one = graph.count_params(graph.at_depth(graph.full_sizes, 1))
+    # What all blocks at full width would be far above.
+    whole = hyper.morph(params=one, depth=1)
+    assert whole.count_params() == one
+    assert hyper.morph(params=one - 1, depth=1).count_params() < one
+    larger = hyper.morph(1.5, depth=1, extrapolate=True)
+    assert larger.get_layer("stem").filters == 6
+    assert np.isfinite(ops.convert_to_numpy(larger(batch(hyper.target)))).all()
+    # Sizes are taken back as they come.
+    sizes = graph.at_depth(graph.sizes(0.5), 2)
+    small = hyper.morph(sizes=sizes)
+    assert small.count_params() == graph.count_params(sizes)
+
+
 def test_steps_draw_every_number_of_blocks():
     sampler = nm.Sandwich(num_fixed=2, num_random=1, bands=1, seed=0)
     hyper = nm.ManifoldHyperModel(
@@ -292,8 +341,9 @@ def test_statistics_of_a_depth_are_those_of_its_network():
 
 def test_errors():
     model = chain()
-    with pytest.raises(ValueError, match="`min_depth` must be at most .* 3"):
-        nm.ManifoldHyperModel(model, min_depth=4)
+    for depth in (4, -1):
+        with pytest.raises(ValueError, match=r"`min_depth` must be in \[0, 3"):
+            nm.ManifoldHyperModel(model, min_depth=depth)
     with pytest.raises(TypeError, match="`min_depth` must be an integer"):
         nm.ManifoldHyperModel(model, min_depth=1.5)
     hyper = nm.ManifoldHyperModel(model, min_depth=1, smooth=False)

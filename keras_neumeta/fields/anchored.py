@@ -159,7 +159,10 @@ class AnchoredField(WeightField):
             points = self.add_weight(
                 shape=layout.shape_at(sizes),
                 initializer="zeros",
-                name=f"{layout.path.replace('/', '_')}_{ratio:g}",
+                # PyTorch allows no dot in the name of a parameter.
+                name=f"{layout.path}_{ratio:g}".replace("/", "_").replace(
+                    ".", "_"
+                ),
             )
             points.assign(part.crop(self.control_points[index]))
             level[index] = part, points

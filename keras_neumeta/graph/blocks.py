@@ -73,7 +73,14 @@ class _Links:
     """Who makes and who uses each tensor of a graph."""
 
     def __init__(self, function):
-        self.once = single_calls(function)
+        nested = {
+            id(layer)
+            for model in function.layers
+            if isinstance(model, keras.Model)
+            for layer in model._flatten_layers()
+        }
+        once = single_calls(function)
+        self.once = {key: once[key] for key in once if key not in nested}
         self.nodes = [
             node
             for depth in sorted(function._nodes_by_depth, reverse=True)
@@ -90,7 +97,7 @@ class _Links:
 
 def _block_at(node, links):
     """The block that ends at an addition, or `None`."""
-    adds = isinstance(node.operation, keras.layers.Add) or (
+    adds = type(node.operation) is keras.layers.Add or (
         type(node.operation).__name__ == "Add"
         and type(node.operation).__module__.startswith("keras.")
     )
@@ -102,10 +109,18 @@ def _block_at(node, links):
     if any(x.shape != node.outputs[0].shape for x in inputs):
         return None
     for shortcut in (0, 1):
+        if _loses_mask(inputs[shortcut], node.outputs[0]):
+            continue
         branch = _branch(inputs[shortcut], inputs[1 - shortcut], node, links)
         if branch:
             return Block(node.operation.name, node.operation, shortcut, branch)
     return None
+
+
+def _loses_mask(shortcut, result):
+    """Whether layers behind would see a mask only without the block."""
+    masks = [getattr(x, "_keras_mask", None) for x in (shortcut, result)]
+    return masks[0] is not None and masks[1] is None
 
 
 def _branch(start, end, addition, links):

@@ -139,7 +139,7 @@ class ChannelGraph:
         """
         return sizes_from_ratio(self, ratio, divisor, limit)
 
-    def sizes_within(self, params=None, macs=None, divisor=1):
+    def sizes_within(self, params=None, macs=None, divisor=1, depth=None):
         """Channels per group of the largest ratio within a budget.
 
         Args:
@@ -147,6 +147,7 @@ class ChannelGraph:
                 (of kernels, for one example): an integer, or a float in
                 (0, 1] for a share of the full size.
             divisor: As for `sizes`.
+            depth: Number of kept blocks. Default: all.
 
         Returns:
             The sizes.
@@ -154,7 +155,7 @@ class ChannelGraph:
         Raises:
             ValueError: If no size is small enough.
         """
-        return sizes_within(self, params, macs, divisor)
+        return sizes_within(self, params, macs, divisor, depth)
 
     def axes_at(self, layout, sizes):
         """The axes of a variable at `sizes`, which may be above the full.
@@ -171,7 +172,9 @@ class ChannelGraph:
                 n: axis if axis.size_at(sizes) == len(axis) else axis.at(sizes)
                 for n, axis in layout.axes.items()
             }
-        larger = self._larger(tuple(sizes))
+        # With all blocks, whose variables have channels too.
+        depth = self.full_sizes[self.depth_place :]
+        larger = self._larger((*sizes[: self.depth_place], *depth))
         for here, there in zip(self.layouts, larger.layouts, strict=True):
             if here is layout:
                 return there.axes

@@ -87,8 +87,10 @@ class _Cloner:
         ]
         if found != expected:
             raise ValueError(
-                f"The blocks of '{self.graph.model.name}' cannot be left out: "
-                "without them, Keras puts its other layers in another order."
+                f"'{self.graph.model.name}' cannot have {self.sizes[-1]} "
+                "of its blocks (argument `depth`): Keras orders the layers of "
+                "parallel branches by their length, which would change. Keep "
+                "another number of blocks, or all of them."
             )
 
     def clone_model(self, model, inputs=None):

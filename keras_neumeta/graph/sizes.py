@@ -131,6 +131,10 @@ def sizes_from_names(graph, sizes, limit=1.0):
                 f"channels, or one number per group. Received: {sizes!r}"
             )
         chosen = dict(enumerate(sizes))
+        if graph.blocks and len(chosen) == len(graph.full_sizes):
+            depth = chosen.pop(len(graph.groups))
+            channels = sizes_from_names(graph, list(chosen.values()), limit)
+            return at_depth(graph, channels, depth)
         if len(chosen) != len(graph.groups):
             raise ValueError(
                 f"Argument `sizes` must have one number for each of the "
@@ -217,7 +221,7 @@ def _match(graph, values, argument):
     return result
 
 
-def sizes_within(graph, params=None, macs=None, divisor=1):
+def sizes_within(graph, params=None, macs=None, divisor=1, depth=None):
     """The sizes of the largest uniform ratio within a budget.
 
     Args:
@@ -225,9 +229,10 @@ def sizes_within(graph, params=None, macs=None, divisor=1):
         params, macs: At most so many parameters and multiply-accumulates: an
             integer, or a float in (0, 1] for a share of the target's.
         divisor: As for `ChannelGraph.sizes`.
+        depth: Number of kept blocks. Default: all.
 
     Returns:
-        The sizes, with all blocks.
+        The sizes.
 
     Raises:
         ValueError: If the smallest size is above the budget.
@@ -250,8 +255,12 @@ def sizes_within(graph, params=None, macs=None, divisor=1):
     ordered = np.array([0.0, *sorted(bounds)])
     ratios = [*((ordered[1:] + ordered[:-1]) / 2).tolist(), 1.0]
 
-    def excess(ratio):
+    def sizes_of(ratio):
         sizes = sizes_from_ratio(graph, ratio, divisor)
+        return sizes if depth is None else at_depth(graph, sizes, depth)
+
+    def excess(ratio):
+        sizes = sizes_of(ratio)
         return [
             (name, limit, count(sizes))
             for name, limit, count in budgets
@@ -273,7 +282,7 @@ def sizes_within(graph, params=None, macs=None, divisor=1):
             high = middle
         else:
             low = middle
-    return sizes_from_ratio(graph, ratios[low], divisor)
+    return sizes_of(ratios[low])
 
 
 def _budget(name, value, full):
