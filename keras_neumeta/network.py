@@ -61,6 +61,12 @@ class Network:
             for place, layout in enumerate(statistics)
             if presence and layout.block is not None
         ]
+        # Weights of such blocks: place among the variables, and block.
+        self._silenced = [
+            (place, layout.block)
+            for place, layout in enumerate(layouts)
+            if presence and layout.block is not None and layout.role == "weight"
+        ]
         self._parts = self._mean_parts = None
         if within:
             self._parts = [Part(layout, sizes) for layout in layouts]
@@ -108,6 +114,11 @@ class Network:
         values = [merged[index] for index in self.members]
         if self._parts:
             values = [p.crop(v) for p, v in zip(self._parts, values)]
+        # No loss of a regularizer, and nothing infinite in the gradient.
+        for place, block in self._silenced:
+            value = ops.convert_to_tensor(values[place])
+            here = block < sizes[-1]
+            values[place] = ops.where(here, value, ops.zeros_like(value))
         if self._axes:
             values += self.presence(sizes)
         outputs, others, losses = self._runner.stateless_call(

@@ -16,6 +16,7 @@ from .graph.equivalence import (
     check_fields,
     check_gradients,
     check_masked_equals_small,
+    gradients,
     laid_out,
     outputs,
 )
@@ -211,6 +212,37 @@ def test_absent_blocks_keep_their_statistics():
     for layout, before, after in zip(layouts, outside["statistic"], new):
         same = np.array_equal(before, ops.convert_to_numpy(after))
         assert same == (layout.block is not None and layout.block >= 1)
+
+
+def test_absent_blocks_cause_no_loss_and_no_infinite_gradient():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="stem")(inputs)
+    y = layers.Dense(4, kernel_regularizer="l2", name="branch")(x)
+    y = layers.Lambda(lambda y: ops.exp(100.0 * ops.square(y)))(y)
+    x = layers.Add()([x, y])
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    graph = graph_of(model)
+    sizes = graph.at_depth(graph.full_sizes, 0)
+    masked = nm.ManifoldHyperModel(
+        model, min_depth=0, smooth=False
+    ).networks.at(None)
+    values = by_role(model, graph)
+    tensor = ops.convert_to_tensor(sizes, "int32")
+    data = ops.ones((3, 4))
+
+    def loss(weights):
+        outputs_, _, _, losses = masked(weights, [], [], data, True, tensor)
+        return ops.mean(outputs_) + sum(losses)
+
+    weights = [ops.convert_to_tensor(v) for v in values["weight"]]
+    # (1 + 4) of the stem, the head adds them up and 1.
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(loss(weights)), 21.0, rtol=1e-6
+    )
+    for gradient in gradients(loss, weights):
+        assert np.isfinite(ops.convert_to_numpy(gradient)).all()
 
 
 def trained(model, **options):
