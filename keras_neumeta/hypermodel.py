@@ -295,14 +295,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             List of `(ratio, sizes, limit)`; see `sizes_of`.
         """
         ratios = self.sampler.sample()
-        drawn = [(ratio, *self.sizes_of(ratio)) for ratio in ratios]
         if self.min_depth is None:
-            return drawn
+            return [(ratio, *self.sizes_of(ratio)) for ratio in ratios]
         choices = len(self.graph.blocks) - self.min_depth + 1
         draws = keras.random.uniform((len(ratios),), seed=self.seed_generator)
         depths = ops.cast(ops.floor(draws * choices), "int32")
         return [
-            drawn[0],
+            (ratios[0], *self.sizes_of(ratios[0])),
             *(
                 (ratio, *self.sizes_of(ratio, self.min_depth + depths[number]))
                 for number, ratio in enumerate(ratios)

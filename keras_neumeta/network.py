@@ -54,11 +54,9 @@ class Network:
         self.others = [place[id(v)] for v in variables]
         self._axes = [axis for _, axis in presence]
         # Statistics of blocks that may be absent: place and block.
-        statistics = [x for x in graph.layouts if x.role == "statistic"]
-        statistics += [each.layout for each in graph.normalized_sums]
         self._gated = [
             (place, layout.block)
-            for place, layout in enumerate(statistics)
+            for place, layout in enumerate(graph.statistics)
             if presence and layout.block is not None
         ]
         # Weights of such blocks: place among the variables, and block.

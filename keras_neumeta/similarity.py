@@ -16,6 +16,7 @@ from keras_neumeta.graph import layer_patterns
 from keras_neumeta.graph.channel_graph import is_graph
 from keras_neumeta.graph.functional import function_of, single_calls
 from keras_neumeta.graph.sizes import matching
+from keras_neumeta.text import table
 
 # The unbiased estimate divides by n - 3.
 MIN_EXAMPLES = 4
@@ -82,16 +83,7 @@ class Similarity:
         lines = [[self.measure, *self.labels]]
         for label, row in zip(self.labels, self.matrix, strict=True):
             lines.append([label, *(f"{value:.4f}" for value in row)])
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths))
-            )
-            for line in lines
-        ]
-        text.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(text)
+        return table(lines)
 
     def save(self, path, **more):
         """Writes the matrix as JSON, with further entries beside it."""

@@ -56,10 +56,7 @@ class StatisticsField(keras.layers.Layer):
             weights: The weights that these belong to.
         """
         self.graph = graph
-        self.layouts = [
-            *(x for x in graph.layouts if x.role == "statistic"),
-            *(each.layout for each in graph.normalized_sums),
-        ]
+        self.layouts = graph.statistics
         # Mean inputs are not measured yet: the curves of means hold all.
         values = [
             *values,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_neumeta import text
 from keras_neumeta.graph import finalize, trace
 from keras_neumeta.pruning import cut as cut_channels
 from keras_neumeta.pruning import largest_channels
@@ -75,18 +76,7 @@ class Sweep:
                     ),
                 ]
             )
-        widths = [
-            max(len(line[i]) for line in lines) for i in range(len(lines[0]))
-        ]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths))
-            )
-            for line in lines
-        ]
-        text.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(text)
+        return text.table(lines)
 
     def save(self, path, **more):
         """Writes the rows as JSON, with further entries beside them."""

@@ -103,6 +103,14 @@ class ChannelGraph:
         return at_depth(self, sizes, depth)
 
     @property
+    def statistics(self):
+        """Layouts of the moving statistics, and of the mean inputs behind."""
+        return [
+            *(x for x in self.layouts if x.role == "statistic"),
+            *(each.layout for each in self.normalized_sums),
+        ]
+
+    @property
     def morphable_groups(self):
         return [group for group in self.groups if group.morphable]
 

@@ -35,7 +35,8 @@ def resize(graph, sizes, name=None, masked=False):
         model.name = name
     used = {id(variable) for variable in model.variables}
     presence = [pair for pair in cloner.presence if id(pair[0]) in used]
-    cloner.check_order(model, graph.members(sizes))
+    if cloner.left_out:
+        cloner.check_order(model, graph.members(sizes))
     return (model, presence) if masked else model
 
 
@@ -50,7 +51,7 @@ class _Cloner:
         self._spared = []  # (clone, its initializers)
         # A layer may be shared between the model and those nested in it.
         self._clones = {}
-        self._left_out = {
+        self.left_out = {
             id(block.addition): block.shortcut
             for block in graph.blocks[sizes[-1] :]
         }
@@ -138,9 +139,9 @@ class _Cloner:
         def make(kind):
             return _with_config(layer, kind, config)
 
-        if id(layer) in self._left_out:
+        if id(layer) in self.left_out:
             clone = make(type(layer))
-            self._shortcuts[id(clone)] = self._left_out[id(layer)]
+            self._shortcuts[id(clone)] = self.left_out[id(layer)]
         elif self.masked and id(layer) in self.graph.masks:
             axes, compute = self.graph.masks[id(layer)]
             axes = [axis.at(self.sizes) for axis in axes]
