@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import common
 import datasets
 import keras
+import rivals
 
 import keras_neumeta as nm
 
@@ -58,6 +59,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--image-size", type=int, help="height and width to resize to"
     )
+    rivals.add_option(parser)
     return common.parse(
         parser,
         arguments,
@@ -129,6 +131,7 @@ def main(arguments=None):
         )
     hyper = common.manifold_of(base, data, options, compiled, sgd)
     table = nm.sweep(hyper, data.test, ratios=options.ratios, cut=True)
+    rivals.add_rows(table, base, data, options, compiled, sgd)
     common.write(table, hyper, data, options, "accuracy")
     print(f"Done in {time.time() - started:.0f} s.")
     return table

@@ -174,23 +174,28 @@ def load_base(path, make):
         sys.exit(f"--base '{path}' cannot be loaded: {error}")
 
 
-def manifold_of(model, data, options, compiled, sgd=False, **more):
+def manifold_of(
+    model,
+    data,
+    options,
+    compiled,
+    sgd=False,
+    title="weight manifold, every width at once",
+    **more,
+):
     """The hypermodel of a network, trained.
 
     Args:
         model, data, options, compiled, sgd: As for `train`.
+        title: What is trained, to be printed.
         more: Further arguments of `ManifoldHyperModel`.
     """
-    sampler = "sandwich"
     if options.quick:
         # Fewer networks, for compiling them takes longest here.
-        sampler = nm.Sandwich(
+        more["sampler"] = nm.Sandwich(
             num_fixed=2, num_random=1, bands=1, seed=options.seed
         )
-    hyper = nm.ManifoldHyperModel(
-        model, sampler=sampler, seed=options.seed, **more
-    )
-    title = "weight manifold, every width at once"
+    hyper = nm.ManifoldHyperModel(model, seed=options.seed, **more)
     train(hyper, title, data, options.epochs, options, compiled, sgd)
     return hyper
 

@@ -22,6 +22,7 @@ import common
 import datasets
 import keras
 import numpy as np
+import rivals
 
 import keras_neumeta as nm
 from keras_neumeta.models.vae import kl_divergence
@@ -50,6 +51,8 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--image-size", type=int, help="height and width to resize to"
     )
+
+    rivals.add_option(parser)
 
     def defaults(given):
         dense = given.dataset in datasets.NOT_MIRRORED
@@ -130,13 +133,14 @@ def negative_bound(model, test, nats, seed):
     return total / number
 
 
-def sizes_of(hyper, ratios):
-    """The morphed sizes, and those cut from the full-size network."""
+def sizes_of(hyper, ratios, others=()):
+    """The morphed sizes, those cut from the full-size network, and rivals."""
     full = hyper.morph(1.0)
     for ratio in ratios:
         yield "morph", ratio, hyper.morph(ratio)
     for ratio in ratios:
         yield "cut", ratio, nm.cut(full, ratio)
+    yield from others
 
 
 def draw(path, models, x, seed):
@@ -185,7 +189,8 @@ def main(arguments=None):
     hyper = common.manifold_of(base, data, options, compiled)
     table = nm.Sweep()
     morphed = {}
-    for method, ratio, model in sizes_of(hyper, options.ratios):
+    others = rivals.rivals_of(base, data, options, compiled)
+    for method, ratio, model in sizes_of(hyper, options.ratios, others):
         model.compile(**compiled(), run_eagerly=hyper.run_eagerly)
         table.add(method, ratio, model, data.test, verbose=0)
         bound = negative_bound(model, data.test, nats, options.seed)

@@ -21,6 +21,7 @@ import common
 import datasets
 import keras
 import numpy as np
+import rivals
 from keras import ops
 
 import keras_neumeta as nm
@@ -66,6 +67,7 @@ def parse_arguments(arguments=None):
         help="width of the full network, as a share of ResNet18's\n"
         "(default: 1; quick: 0.125)",
     )
+    rivals.add_option(parser)
     return common.parse(
         parser,
         arguments,
@@ -159,6 +161,7 @@ def main(arguments=None):
         )
     hyper = common.manifold_of(base, data, options, compiled)
     table = nm.sweep(hyper, data.test, ratios=options.ratios, cut=True)
+    rivals.add_rows(table, base, data, options, compiled)
     common.write(table, hyper, data, options, "miou")
     draw(options.output / "predictions.png", hyper, data, options)
     print(f"Done in {time.time() - started:.0f} s.")
