@@ -423,7 +423,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 loss = loss * self._weight(ratio)
             total = total + loss
             if self.weight_norm:
-                norm = self._norm(weights) * self.weight_norm
+                norm = self._norm(weights, sizes) * self.weight_norm
                 self.trackers["weight_norm_loss"].update_state(norm)
                 total = total + norm
         self.trackers["task_loss"].update_state(task_total / len(drawn))
@@ -492,10 +492,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             )
         return sum(distances) / len(distances)
 
-    def _norm(self, weights):
-        # The gradient of a norm at zero (an unused bias) is undefined.
+    def _norm(self, weights, sizes):
+        """Sum of the L2 norms of the weights that exist at these sizes."""
         return sum(
-            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12) for weight in weights
+            # The gradient of a norm at zero (an unused bias) is undefined.
+            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12)
+            * ops.cast(layout.exists_at(sizes), "float32")
+            for layout, weight in zip(self.field.layouts, weights, strict=True)
         )
 
     def step_logs(self, x, y, y_pred, sample_weight):

@@ -320,7 +320,7 @@ def check_counts(graph, sizes):
     own = trace(resized)
     assert graph.count_params(sizes) == resized.count_params()
     assert graph.count_macs(sizes) == own.count_macs()
-    layouts = [graph.layouts[index] for index in graph.members(sizes)]
+    layouts = [graph.layouts[index] for index in graph.places(resized)]
     assert [x.shape_at(sizes) for x in layouts] == [
         tuple(v.shape) for v in resized.variables
     ]
