@@ -36,10 +36,10 @@ from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
 
 _FIELDS = {
-    "anchored": AnchoredField,
-    "implicit": ImplicitField,
-    "integral": IntegralField,
-    "slimmable": SlimmableField,
+    "anchored": lambda seed: AnchoredField(),
+    "implicit": lambda seed: ImplicitField(seed=seed),
+    "integral": lambda seed: IntegralField(),
+    "slimmable": lambda seed: SlimmableField(),
 }
 _SAMPLERS = {
     "sandwich": samplers.Sandwich,

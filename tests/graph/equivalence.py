@@ -45,12 +45,9 @@ def by_role(model, graph):
 def fields(model, graph, **config):
     """A weight field and a statistics field with nothing left at zero."""
     values = by_role(model, graph)
-    field = AnchoredField(seed=0, **config)
+    field = AnchoredField(**config)
     field.attach(graph, values["weight"])
     random = np.random.default_rng(0)
-    if field.size_correction is not None:
-        kernel = field.size_correction.kernels[-1]
-        kernel.assign(random.normal(size=kernel.shape) * 0.2)
     for level in field.size_levels:
         for _, points in level.values():
             value = ops.convert_to_numpy(points)

@@ -19,7 +19,7 @@ from .equivalence import (
 )
 
 LENGTH, WORDS = 5, 7
-CONFIG = {"interpolation": "linear", "stretch": 1.0, "correction": None}
+CONFIG = {"interpolation": "linear", "stretch": 1.0}
 
 
 def model_of(function, mask=False):
