@@ -250,7 +250,7 @@ def towers():
     """Two branches of residual blocks, and an output on the way."""
     inputs = keras.Input((4,))
     ends = []
-    for tower, length in (("a", 1), ("b", 3)):
+    for tower, length in (("a", 1), ("b", 2)):
         x = layers.Dense(3, name=f"{tower}_stem")(inputs)
         for n in range(length):
             y = layers.Dense(5, activation="tanh", name=f"{tower}_in{n}")(x)
@@ -303,7 +303,7 @@ def halves_of_every_depth(model):
     """Half as wide networks of each depth, equal to the masked one."""
     randomize(model, 0)
     hyper = nm.ManifoldHyperModel(
-        model, nm.AnchoredField(scale=0.0), min_depth=0, smooth=False
+        model, nm.AnchoredField(scale=0.0), "uniform", min_depth=0, smooth=False
     )
     graph, x = hyper.graph, batch(model)
     masked = hyper.networks.at(None)
@@ -366,34 +366,32 @@ def test_outputs_keep_name_and_type():
 
 def test_absent_blocks_count_for_no_weight_norm():
     hyper = nm.ManifoldHyperModel(
-        chain(), min_depth=0, smooth=False, weight_norm=1.0
+        side_blocks(), sampler="uniform", min_depth=0, smooth=False
     )
     graph = hyper.graph
     sizes = graph.at_depth(graph.sizes(0.5), 1)
-    one, other = (
+    norms = [
         ops.convert_to_numpy(hyper._norm(hyper.field.generate(at), at))
         for at in (sizes, ops.convert_to_tensor(sizes, "int32"))
-    )
+    ]
     small = hyper.morph(0.5, depth=1)
     expected = sum(
         np.linalg.norm(ops.convert_to_numpy(v))
         for v in small.trainable_variables
     )
-    np.testing.assert_allclose([one, other], expected, rtol=1e-4)
+    np.testing.assert_allclose(norms, expected, rtol=1e-4)
 
 
 def test_sweep_compares_networks_of_one_depth():
-    hyper = nm.ManifoldHyperModel(chain(), min_depth=0, smooth=False)
+    hyper = nm.ManifoldHyperModel(
+        side_blocks(), sampler="uniform", min_depth=0, smooth=False
+    )
     hyper.compile(loss="mse")
     x = batch(hyper.target)
-    table = nm.sweep(
-        hyper, x, np.ones((len(x), 3)), [1.0, 0.5], cut=True, depth=1
-    )
-    morphed, half, whole, cut_half, floor = table.rows
-    assert morphed["parameters"] == hyper.morph(1.0, depth=1).count_params()
-    assert half["parameters"] == cut_half["parameters"]
-    for row in (whole, floor):
-        assert row["parameters"] == morphed["parameters"]
+    table = nm.sweep(hyper, x, np.ones((len(x), 2)), [1.0], cut=True, depth=2)
+    morphed, whole, floor = table.rows
+    number = hyper.morph(1.0, depth=2).count_params()
+    assert [row["parameters"] for row in table.rows] == [number] * 3
     assert whole["loss"] == pytest.approx(morphed["loss"], rel=1e-5)
     bias = ops.convert_to_numpy(hyper.target.get_layer("head").bias)
     expected = np.mean((bias - 1.0) ** 2)
