@@ -116,7 +116,7 @@ TASKS = {
 FIELDS = {
     "anchored": lambda seed, low: {"sampler": nm.Sandwich(low, seed=seed)},
     "slimmable": lambda seed, low: {
-        "field": nm.SlimmableField(seed=seed),
+        "field": nm.SlimmableField(),
         # As published: four widths a step, no labels for the smaller ones.
         "sampler": nm.Sandwich(
             low, num_fixed=2, num_random=2, bands=1, seed=seed
@@ -125,13 +125,13 @@ FIELDS = {
         "ratio_power": 0.0,
     },
     "switchable": lambda seed, low: {
-        "field": nm.SlimmableField(switches=SWITCHES, seed=seed),
+        "field": nm.SlimmableField(switches=SWITCHES),
         "sampler": nm.Switches(tuple(r for r in SWITCHES if r >= low)),
         "distillation": 0.0,
         "ratio_power": 0.0,
     },
     "integral": lambda seed, low: {
-        "field": nm.IntegralField(seed=seed),
+        "field": nm.IntegralField(),
         "sampler": nm.Uniform(low, seed=seed),
         "distillation": 0.0,
     },
@@ -160,7 +160,7 @@ def _sampled(sampler):
 def _field(noise=0.0, **arguments):
     return lambda seed, low: {
         **FIELDS["anchored"](seed, low),
-        "field": nm.AnchoredField(seed=seed, **arguments),
+        "field": nm.AnchoredField(**arguments),
         "noise": noise,
     }
 
@@ -194,7 +194,6 @@ ABLATIONS = {
     "stretch 0.5": _field(stretch=0.5),
     "stretch 1": _field(stretch=1.0),
     "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),
-    "gains": _field(correction="gain"),
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
     "level 0.25": _field(levels=(0.25,)),
 }

@@ -12,7 +12,6 @@ network.
 """
 
 import os
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -37,12 +36,7 @@ MODELS = (
 
 def parse_arguments(arguments=None):
     parser = common.parser_of(__doc__, "classification")
-    parser.add_argument(
-        "--dataset",
-        default="cifar10",
-        help=f"{', '.join(datasets.LABELLED)}, or a folder\nwith a folder of "
-        "images per class (default: %(default)s)",
-    )
+    datasets.add_labelled(parser, "cifar10")
     parser.add_argument(
         "--model", choices=MODELS, help="(default: resnet20; quick: resnet8)"
     )
@@ -55,9 +49,6 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--widths", type=int, nargs="+", help="channels of the stages"
-    )
-    parser.add_argument(
-        "--image-size", type=int, help="height and width to resize to"
     )
     rivals.add_option(parser)
     return common.parse(
@@ -100,38 +91,18 @@ def make_model(options, data):
 def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
-    data = datasets.classification(
-        options.dataset,
-        options.batch_size,
-        options.image_size,
-        options.limit,
-        seed=options.seed,
-    )
+    data = datasets.labelled(options)
     print(
         f"{data.name}: {data.num_classes} classes, {data.steps} batches of "
         f"{data.input_shape}; backend {keras.backend.backend()}"
     )
-
-    def compiled():
-        return {
-            "loss": keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True
-            ),
-            "metrics": ["accuracy"],
-        }
-
     sgd = options.model != "lenet"
     base = common.base_of(
-        lambda: make_model(options, data), data, options, compiled, sgd
+        lambda: make_model(options, data), data, options, common.classifier, sgd
     )
-    if base.output_shape[-1] != data.num_classes:
-        sys.exit(
-            f"--base '{options.base}' tells {base.output_shape[-1]} classes "
-            f"apart; '{data.name}' has {data.num_classes}."
-        )
-    hyper = common.manifold_of(base, data, options, compiled, sgd)
+    hyper = common.manifold_of(base, data, options, common.classifier, sgd)
     table = nm.sweep(hyper, data.test, ratios=options.ratios, cut=True)
-    rivals.add_rows(table, base, data, options, compiled, sgd)
+    rivals.add_rows(table, base, data, options, common.classifier, sgd)
     common.write(table, hyper, data, options, "accuracy")
     print(f"Done in {time.time() - started:.0f} s.")
     return table

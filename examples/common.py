@@ -1,4 +1,4 @@
-"""What the examples share: options, training, results."""
+"""What the examples share: options, arrays of data, training, results."""
 
 import argparse
 import datetime
@@ -79,6 +79,94 @@ def parse(parser, arguments, defaults, quick):
     return options
 
 
+class NoData(SystemExit):
+    """A data set cannot be had: the program ends, and says what to do."""
+
+    def __init__(
+        self,
+        name,
+        source,
+        error,
+        remedy="Set TFDS_DATA_DIR to a folder that holds it, connect to a "
+        "network, or give another --dataset.",
+    ):
+        line = (str(error).strip().splitlines() or [""])[0]
+        super().__init__(
+            f"Data set '{name}' cannot be had through {source} "
+            f"({type(error).__name__}: {line[:120]}). {remedy}"
+        )
+
+
+def load_arrays(name, splits=("train", "test")):
+    """Images in 0..1 and integer labels, from tensorflow-datasets.
+
+    Args:
+        name: Name of the data set.
+        splits: Its parts, such as `"train[:1000]"`.
+
+    Returns:
+        A pair `(x, y)` of arrays for each part.
+
+    Raises:
+        NoData: If it cannot be had, which ends the program.
+    """
+    try:
+        import tensorflow_datasets as tfds
+
+        data = tfds.as_numpy(
+            tfds.load(
+                name, split=list(splits), batch_size=-1, as_supervised=True
+            )
+        )
+    except Exception as error:
+        raise NoData(name, "tensorflow-datasets", error) from error
+    return [(x.astype("float32") / 255.0, y.astype("int32")) for x, y in data]
+
+
+def classifier():
+    """What `compile` takes beside the optimizer, to tell classes apart."""
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": ["accuracy"],
+    }
+
+
+def train_on_arrays(model, title, data, epochs, test=None, batch_size=128):
+    """Compiles and trains a classifier with Adam.
+
+    Args:
+        model: `keras.Model`.
+        title: What is trained, to be printed.
+        data, test: Images and labels, as from `load_arrays`.
+        epochs, batch_size: As for `model.fit`.
+
+    Returns:
+        The seconds that it took.
+    """
+    announce(title, epochs)
+    steps = -(-len(data[0]) // batch_size) * epochs
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, steps)
+    model.compile(keras.optimizers.Adam(schedule), **classifier())
+    start = time.time()
+    model.fit(
+        *data,
+        batch_size=batch_size,
+        epochs=epochs,
+        validation_data=test,
+        verbose=verbosity(),
+    )
+    return time.time() - start
+
+
+def announce(title, epochs):
+    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
+
+
+def verbosity():
+    """A progress bar on a terminal, a line per epoch elsewhere."""
+    return 1 if sys.stdout.isatty() else 2
+
+
 def optimizer_of(options, steps, sgd=False):
     """Adam or SGD, its learning rate warmed up and then along a cosine."""
     warm_up = min(steps // 20, 500)
@@ -118,14 +206,14 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
     model.optimizer.build(model.trainable_variables)
     if not epochs:
         return
-    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
+    announce(title, epochs)
     start = time.time()
     model.fit(
         data.train,
         epochs=epochs,
         validation_data=data.test,
         shuffle=False,  # The data set shuffles itself.
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=verbosity(),
     )
     options.seconds[title] = round(time.time() - start, 1)
 
@@ -156,6 +244,11 @@ def base_of(make, data, options, compiled, sgd=False):
         sys.exit(
             f"--base '{options.base}' takes images of shape "
             f"{model.input_shape[1:]}; '{data.name}' has {data.input_shape}."
+        )
+    if data.num_classes not in (None, model.output_shape[-1]):
+        sys.exit(
+            f"--base '{options.base}' tells {model.output_shape[-1]} classes "
+            f"apart; '{data.name}' has {data.num_classes}."
         )
     nm.trace(model).summary()
     return model
@@ -242,17 +335,25 @@ def write(table, hyper, data, options, metric):
         folder / "result.json",
         **settings,
         field_parameters=hyper.field.count_params(),
-        backend=keras.backend.backend(),
-        versions={
+        **provenance(),
+    )
+    print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")
+    print(f"Table: {folder / 'result.json'}\nPlot: {folder / 'sizes.png'}")
+
+
+def provenance():
+    """Where a result comes from, for its file."""
+    return {
+        "backend": keras.backend.backend(),
+        "versions": {
             "keras": keras.version(),
             "keras_neumeta": nm.__version__,
             "python": platform.python_version(),
         },
-        machine=f"{os.cpu_count()} cores, {platform.machine()}",
-        date=datetime.date.today().isoformat(),
-    )
-    print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")
-    print(f"Table: {folder / 'result.json'}\nPlot: {folder / 'sizes.png'}")
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
 
 
 def picture(path, rows, columns):

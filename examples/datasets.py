@@ -6,9 +6,11 @@ what to do.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
+import common
 import keras
 import numpy as np
 
@@ -61,6 +63,30 @@ class Data:
         return tuple(part.numpy() for part in parts)
 
 
+def add_labelled(parser, default):
+    """Adds the options that `labelled` reads."""
+    parser.add_argument(
+        "--dataset",
+        default=default,
+        help=f"{', '.join(LABELLED)}, or a folder\nwith a folder of "
+        "images per class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="height and width to resize to"
+    )
+
+
+def labelled(options):
+    """The `classification` data that the options name."""
+    return classification(
+        options.dataset,
+        options.batch_size,
+        options.image_size,
+        options.limit,
+        seed=options.seed,
+    )
+
+
 def classification(
     source, batch_size=128, image_size=None, limit=None, augment=True, seed=0
 ):
@@ -110,8 +136,9 @@ def classification(
 
     return _data(
         source,
-        train.map(lambda x, y: prepare(x, y, True), tf.data.AUTOTUNE),
-        test.map(lambda x, y: prepare(x, y, False), tf.data.AUTOTUNE),
+        train,
+        test,
+        prepare,
         batch_size,
         seed,
         lambda x, y: (_applied(layers, x), y),
@@ -149,10 +176,8 @@ def segmentation(
         `(batch, height, width)`.
     """
     if source == "voc2012":
-        train, test = _voc(folder, image_size or 256)
+        train, test = _limited(*_voc(folder, image_size or 256), limit)
         num_classes, void = VOC_CLASSES, VOC_VOID if void is None else void
-        if limit:
-            train, test = train.take(limit), test.take(limit // 2)
     else:
         path = _file(source, "voc2012, or an .npz file such as CamVid's")
         arrays = _npz(path, ("x_train", "y_train", "x_test", "y_test"))
@@ -171,7 +196,7 @@ def segmentation(
         )
         source = path.stem
 
-    def prepare(image, mask):
+    def prepare(image, mask, training):
         return tf.cast(image, tf.float32) / 255.0, tf.cast(mask, tf.int32)
 
     flip = keras.layers.RandomFlip("horizontal", seed=seed)
@@ -185,8 +210,9 @@ def segmentation(
 
     return _data(
         source,
-        train.map(prepare, tf.data.AUTOTUNE),
-        test.map(prepare, tf.data.AUTOTUNE),
+        train,
+        test,
+        prepare,
         batch_size,
         seed,
         augment,
@@ -236,38 +262,55 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
         folder = _folder(
             source, f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
         )
-        train, test = _unlabelled_folder(folder, size, seed)
-        if limit:
-            train, test = train.take(limit), test.take(limit // 2)
+        train, test = _limited(*_unlabelled_folder(folder, size, seed), limit)
     if source not in NOT_MIRRORED:
         layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
 
-    def prepare(image):
+    def prepare(image, training):
         if size is not None:
             image = _resized(image, size)
         return tf.cast(image, tf.float32) / 255.0
 
-    def augment(x):
-        x = _applied(layers, x)
-        return x, x
-
-    data = _data(
+    return _data(
         source,
-        train.map(prepare, tf.data.AUTOTUNE),
-        test.map(prepare, tf.data.AUTOTUNE),
+        train,
+        test,
+        prepare,
         batch_size,
         seed,
-        augment,
+        lambda x: _applied(layers, x),
+        finish=lambda x: (x, x),
     )
-    data.test = data.test.map(lambda x: (x, x))
-    return data
 
 
 # What the three have in common
 
 
-def _data(name, train, test, batch_size, seed, augment, keep=True, **more):
-    """Caches, shuffles, batches and augments."""
+def _data(
+    name,
+    train,
+    test,
+    prepare,
+    batch_size,
+    seed,
+    augment,
+    finish=None,
+    keep=True,
+    **more,
+):
+    """Prepares, caches, shuffles, batches, augments and finishes.
+
+    Args:
+        prepare: Function of one example and `training`, before it is cached.
+        augment: Function of a batch for training.
+        finish: Function of every batch, at the end.
+    """
+    train, test = (
+        part.map(
+            functools.partial(prepare, training=training), tf.data.AUTOTUNE
+        )
+        for part, training in ((train, True), (test, False))
+    )
     number = int(train.cardinality())
     if keep and number <= CACHED:
         train, test = train.cache(), test.cache()
@@ -277,6 +320,9 @@ def _data(name, train, test, batch_size, seed, augment, keep=True, **more):
         .batch(batch_size, drop_remainder=True)
         .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     )
+    test = test.batch(batch_size)
+    if finish is not None:
+        train, test = train.map(finish), test.map(finish)
     spec = tf.nest.flatten(train.element_spec)[0]
     # Each epoch ends with a wait for the next turn of the tuner, up to as
     # long as the epoch took.
@@ -285,11 +331,17 @@ def _data(name, train, test, batch_size, seed, augment, keep=True, **more):
     return Data(
         str(name),
         train.prefetch(2).with_options(options),
-        test.batch(batch_size).prefetch(2).with_options(options),
+        test.prefetch(2).with_options(options),
         number // batch_size,
         tuple(spec.shape[1:]),
         **more,
     )
+
+
+def _limited(train, test, limit):
+    if not limit:
+        return train, test
+    return train.take(limit), test.take(limit // 2)
 
 
 def _applied(layers, x):
@@ -339,13 +391,7 @@ def _tfds(name, limit, only=None):
         )
         info = builder.info
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        sys.exit(
-            f"Data set '{name}' cannot be had through tensorflow-datasets "
-            f"({type(error).__name__}: {lines[0][:120]}). Set TFDS_DATA_DIR "
-            "to a folder that holds it, connect to a network, or give another "
-            "--dataset."
-        )
+        raise common.NoData(name, "tensorflow-datasets", error) from error
 
     def pick(example):
         if only is not None:
@@ -390,9 +436,7 @@ def _labelled_folder(folder, size, seed, limit):
             test = load(folder, subset="validation", **options)
     except ValueError as error:
         sys.exit(f"'{folder}' cannot be read as images: {error}")
-    if limit:
-        train, test = train.take(limit), test.take(limit // 2)
-    return train, test, len(names)
+    return *_limited(train, test, limit), len(names)
 
 
 def _unlabelled_folder(folder, size, seed):
@@ -418,12 +462,13 @@ def _voc(folder, size):
 
         train, test = (load(split, folder) for split in ("train", "eval"))
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        sys.exit(
-            f"VOC 2012 cannot be had through keras-cv ({type(error).__name__}: "
-            f"{lines[0][:120]}). Connect to a network, or give --folder, a "
-            "folder that holds VOCdevkit/VOC2012."
-        )
+        raise common.NoData(
+            "voc2012",
+            "keras-cv",
+            error,
+            "Connect to a network, or give --folder, a folder that holds "
+            "VOCdevkit/VOC2012.",
+        ) from error
 
     def resize(example):
         image = tf.ensure_shape(example["image"], (None, None, 3))

@@ -18,19 +18,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import common
 import datasets
-import keras
 
 import keras_neumeta as nm
 
 
 def parse_arguments(arguments=None):
     parser = common.parser_of(__doc__, "depth")
-    parser.add_argument(
-        "--dataset",
-        default="mnist",
-        help=f"{', '.join(datasets.LABELLED)}, or a folder\nwith a folder of "
-        "images per class (default: %(default)s)",
-    )
+    datasets.add_labelled(parser, "mnist")
     parser.add_argument(
         "--layers", type=int, help="6 n + 2 for n blocks a stage (default: 20)"
     )
@@ -43,9 +37,6 @@ def parse_arguments(arguments=None):
         default=0,
         help="least number of the blocks that can be left out to keep\n"
         "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--image-size", type=int, help="height and width to resize to"
     )
     return common.parse(
         parser,
@@ -71,32 +62,20 @@ def parse_arguments(arguments=None):
     )
 
 
-def compiled():
-    return {
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "metrics": ["accuracy"],
-    }
-
-
 def add_rows(table, hyper, data, ratios, title):
     """A row for every number of blocks at every width."""
     for depth in range(len(hyper.graph.blocks), hyper.min_depth - 1, -1):
+        print(f"Testing {depth} {title}: width " + ", ".join(map(str, ratios)))
         for ratio in ratios:
             model = hyper.morph(ratio, depth=depth)
-            model.compile(**compiled())
+            model.compile(**common.classifier())
             table.add(f"{depth} {title}", ratio, model, data.test, verbose=0)
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
-    data = datasets.classification(
-        options.dataset,
-        options.batch_size,
-        options.image_size,
-        options.limit,
-        seed=options.seed,
-    )
+    data = datasets.labelled(options)
 
     def make():
         return nm.models.cifar_resnet(
@@ -106,12 +85,17 @@ def main(arguments=None):
             input_shape=data.input_shape,
         )
 
-    base = common.base_of(make, data, options, compiled, sgd=True)
+    base = common.base_of(make, data, options, common.classifier, sgd=True)
     before = nm.ManifoldHyperModel(
         base, min_depth=options.min_depth, smooth=False
     )
     hyper = common.manifold_of(
-        base, data, options, compiled, sgd=True, min_depth=options.min_depth
+        base,
+        data,
+        options,
+        common.classifier,
+        sgd=True,
+        min_depth=options.min_depth,
     )
     table = nm.Sweep()
     add_rows(table, hyper, data, options.ratios, "blocks")

@@ -12,23 +12,19 @@ network, which it reloads and checks.
 """
 
 import argparse
-import datetime
 import os
 import pathlib
-import platform
 import shutil
 import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import common
 import keras
 import numpy as np
 
 import keras_neumeta as nm
-
-RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
-BATCH_SIZE = 128
 
 
 def parse_arguments(arguments=None):
@@ -82,32 +78,13 @@ def load_data(name):
     if name != "digits":
         wanted = "mnist" if name == "auto" else name
         try:
-            import tensorflow_datasets as tfds
-
-            train, test = (
-                tfds.as_numpy(tfds.load(wanted, split=split, batch_size=-1))
-                for split in ("train", "test")
-            )
-            return wanted, *(
-                (
-                    part["image"].astype("float32") / 255.0,
-                    part["label"].astype("int32"),
-                )
-                for part in (train, test)
-            )
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return wanted, *common.load_arrays(wanted)
+        except common.NoData as error:
             if name != "auto":
-                sys.exit(
-                    f"Data set '{wanted}' cannot be had through "
-                    f"tensorflow-datasets ({reason}). Set TFDS_DATA_DIR to a "
-                    "folder that holds it, connect to a network, or use "
-                    "--dataset digits."
-                )
+                sys.exit(f"{error} One that is always there: --dataset digits.")
             print(
-                f"MNIST cannot be had ({reason}).\n"
-                "Using the 1,797 real digits that scikit-learn ships instead; "
-                "set TFDS_DATA_DIR to a folder with MNIST to use that."
+                f"{error}\nUsing the 1,797 real digits that scikit-learn ships "
+                "instead."
             )
     from sklearn.datasets import load_digits
 
@@ -124,30 +101,6 @@ def load_data(name):
         (images[train], labels[train]),
         (images[test], labels[test]),
     )
-
-
-def compile_model(model, steps, learning_rate=1e-3):
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    model.compile(
-        keras.optimizers.Adam(schedule),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-
-
-def train(model, title, data, test, epochs):
-    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
-    steps = -(-len(data[0]) // BATCH_SIZE) * epochs
-    compile_model(model, steps)
-    start = time.time()
-    model.fit(
-        *data,
-        batch_size=BATCH_SIZE,
-        epochs=epochs,
-        validation_data=test,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    return time.time() - start
 
 
 def check_saved_model(model, path, x):
@@ -204,7 +157,8 @@ def main(arguments=None):
 
     model = nm.models.lenet()
     nm.trace(model).summary()
-    seconds = {"base": train(model, "LeNet", data, test, base_epochs)}
+    train = common.train_on_arrays
+    seconds = {"base": train(model, "LeNet", data, base_epochs, test)}
 
     hyper = nm.ManifoldHyperModel(model, options.field, seed=options.seed)
     print(
@@ -213,7 +167,7 @@ def main(arguments=None):
         f"{nm.total_variation(hyper.target):,.0f}"
     )
     seconds["manifold"] = train(
-        hyper, "Its weight manifold, every width at once", data, test, epochs
+        hyper, "Its weight manifold, every width at once", data, epochs, test
     )
 
     quarter = nm.models.lenet((8, 16, 32))
@@ -221,11 +175,11 @@ def main(arguments=None):
         quarter,
         "A quarter-size LeNet by itself, as many steps",
         data,
-        test,
         base_epochs + epochs,
+        test,
     )
 
-    table = nm.sweep(hyper, *test, RATIOS, cut=True, batch_size=500)
+    table = nm.sweep(hyper, *test, common.RATIOS, cut=True, batch_size=500)
     table.add("individual", 0.25, quarter, *test, batch_size=500, verbose=0)
     print(f"\n== {name} test set\n{table}\n")
     table.plot(options.output / "sizes.png", metric="accuracy")
@@ -252,15 +206,7 @@ def main(arguments=None):
         quick=options.quick,
         field_parameters=hyper.field.count_params(),
         seconds={key: round(value, 1) for key, value in seconds.items()},
-        backend=keras.backend.backend(),
-        versions={
-            "keras": keras.version(),
-            "keras_neumeta": nm.__version__,
-            "python": platform.python_version(),
-        },
-        machine=f"{os.cpu_count()} cores, {platform.machine()}",
-        date=datetime.date.today().isoformat(),
-        command=" ".join(["python", *sys.argv]),
+        **common.provenance(),
     )
     print(f"Plot: {options.output / 'sizes.png'}")
     print(f"Table: {options.output / 'result.json'}")

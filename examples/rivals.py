@@ -53,7 +53,7 @@ def rivals_of(base, data, options, compiled, sgd=False):
             base,
             *train,
             title="slimmable, every width at once",
-            field=nm.SlimmableField(seed=options.seed),
+            field=nm.SlimmableField(),
             # As published: four widths a step, no labels for the smaller.
             sampler=nm.Sandwich(
                 num_fixed=2, num_random=2, bands=1, seed=options.seed

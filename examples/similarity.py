@@ -14,23 +14,20 @@ ECCV 2024).
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import common
 import keras
 
 import keras_neumeta as nm
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
 KINDS = ("manifold", "individual", "distilled")
-BATCH_SIZE = 128
 # The last features before the logits.
 LAYERS = {"mnist": "conv3", "cifar10": "stage3_block0_relu2"}
 EPOCHS = {"mnist": 3, "cifar10": 10}
@@ -71,25 +68,6 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def load_data(name, quick):
-    """Images in [0, 1] and integer labels: `(x, y), (x_test, y_test)`."""
-    parts = ["train[:1024]", "test[:512]"] if quick else ["train", "test"]
-    try:
-        import tensorflow_datasets as tfds
-
-        data = tfds.as_numpy(
-            tfds.load(name, split=parts, batch_size=-1, as_supervised=True)
-        )
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        sys.exit(
-            f"Data set '{name}' cannot be had through tensorflow-datasets "
-            f"({reason}). Set TFDS_DATA_DIR to a folder that holds it, or "
-            "connect to a network."
-        )
-    return [(x.astype("float32") / 255.0, y.astype("int32")) for x, y in data]
-
-
 def network(dataset, ratio):
     """A new network with a share of every width."""
     if dataset == "mnist":
@@ -98,29 +76,9 @@ def network(dataset, ratio):
     return nm.models.cifar_resnet(8, widths=widths)
 
 
-def compile_model(model, steps=1):
-    schedule = keras.optimizers.schedules.CosineDecay(1e-3, steps)
-    model.compile(
-        keras.optimizers.Adam(schedule),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-
-
-def train(model, title, data, epochs):
-    print(f"\n== {title}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
-    compile_model(model, -(-len(data[0]) // BATCH_SIZE) * epochs)
-    model.fit(
-        *data,
-        batch_size=BATCH_SIZE,
-        epochs=epochs,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    return model
-
-
 def train_all(dataset, ratios, data, epochs, seed):
     """Dict from kind to a dict from ratio to its network."""
+    train = common.train_on_arrays
     hyper = nm.ManifoldHyperModel(network(dataset, 1.0), seed=seed)
     train(hyper, "manifold, every width at once", data, epochs)
     models = {
@@ -129,9 +87,8 @@ def train_all(dataset, ratios, data, epochs, seed):
         "distilled": {},
     }
     for ratio in ratios:
-        models["individual"][ratio] = train(
-            network(dataset, ratio), f"individual {ratio:g}", data, epochs
-        )
+        model = models["individual"][ratio] = network(dataset, ratio)
+        train(model, f"individual {ratio:g}", data, epochs)
     for ratio in ratios:
         student = network(dataset, ratio)
         distiller = keras.distillation.Distiller(
@@ -164,7 +121,10 @@ def main(arguments=None):
     started = time.time()
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
-    data, (x, y) = load_data(options.dataset, options.quick)
+    quick = ("train[:1024]", "test[:512]")
+    data, (x, y) = common.load_arrays(
+        options.dataset, quick if options.quick else ("train", "test")
+    )
     epochs = options.epochs or (1 if options.quick else EPOCHS[options.dataset])
     layer = options.layer or LAYERS[options.dataset]
     print(
@@ -177,7 +137,7 @@ def main(arguments=None):
     table = nm.Sweep()
     for kind in KINDS:
         for ratio, model in models[kind].items():
-            compile_model(model)
+            model.compile(**common.classifier())
             table.add(kind, ratio, model, x, y, batch_size=500, verbose=0)
     print(f"\n== {options.dataset} test set\n{table}")
 
@@ -202,15 +162,7 @@ def main(arguments=None):
         "cka": cka.to_dict(),
         "kl": kl.to_dict(),
         "rows": table.rows,
-        "backend": keras.backend.backend(),
-        "versions": {
-            "keras": keras.version(),
-            "keras_neumeta": nm.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        **common.provenance(),
     }
     path = options.output / "result.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

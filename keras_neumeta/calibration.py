@@ -20,8 +20,14 @@ def calibrate(model, data, batch_size=BATCH_SIZE):
         batch_size: Examples per batch where `data` is an array.
 
     Raises:
-        ValueError: If `data` holds no batch.
+        TypeError: If `data` is neither arrays nor an iterable.
+        ValueError: If `data` holds no batch, or too many or few arrays.
     """
+    measure("data", model, data, batch_size)
+
+
+def measure(argument, model, data, batch_size=BATCH_SIZE):
+    """See `calibrate`; `argument` is the one that the data came by."""
     layers = [
         layer
         for layer in model._flatten_layers()
@@ -42,9 +48,7 @@ def calibrate(model, data, batch_size=BATCH_SIZE):
         for layer in layers:
             # Then the new moving average is the batch's own statistic.
             layer.momentum = 0.0
-        for x in batches(
-            "calibration_data", data, batch_size, len(model.inputs)
-        ):
+        for x in batches(argument, data, batch_size, len(model.inputs)):
             _, updated = model.stateless_call(
                 [v.value for v in model.trainable_variables],
                 [v.value for v in model.non_trainable_variables],
@@ -61,8 +65,8 @@ def calibrate(model, data, batch_size=BATCH_SIZE):
             layer.momentum = momentum
     if not num_batches:
         raise ValueError(
-            "Argument `calibration_data` must hold at least one batch of "
-            "inputs. Received none."
+            f"Argument `{argument}` must hold at least one batch of inputs. "
+            "Received none."
         )
     for variable, total in zip(statistics, totals):
         variable.assign((total / num_batches).astype("float32"))

@@ -1,7 +1,5 @@
 """`ManifoldHyperModel`: one network, trained as every size of itself."""
 
-import warnings
-
 import keras
 import numpy as np
 from keras import ops
@@ -20,7 +18,6 @@ from keras_neumeta.fields.interpolation import is_static
 from keras_neumeta.graph import (
     assign,
     layer_patterns,
-    own_classes,
     resize,
     trace,
 )
@@ -34,12 +31,13 @@ from keras_neumeta.serialization import (
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
+from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
 _FIELDS = {
-    "anchored": AnchoredField,
-    "implicit": ImplicitField,
-    "integral": IntegralField,
-    "slimmable": SlimmableField,
+    "anchored": lambda seed: AnchoredField(),
+    "implicit": lambda seed: ImplicitField(seed=seed),
+    "integral": lambda seed: IntegralField(),
+    "slimmable": lambda seed: SlimmableField(),
 }
 _SAMPLERS = {
     "sandwich": samplers.Sandwich,
@@ -142,9 +140,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             layers = layer_patterns(layers)
         graph = trace(model, layers, blocks=min_depth is not None)
         if min_depth is not None:
-            _check_depth(graph, min_depth)
-        _check_target(graph)
-        _warn_of_ignored(model)
+            check_depth(graph, min_depth)
+        check_target(graph)
+        warn_of_ignored(model)
         weights = {
             "distillation": distillation,
             "ratio_power": ratio_power,
@@ -423,7 +421,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 loss = loss * self._weight(ratio)
             total = total + loss
             if self.weight_norm:
-                norm = self._norm(weights) * self.weight_norm
+                norm = self._norm(weights, sizes) * self.weight_norm
                 self.trackers["weight_norm_loss"].update_state(norm)
                 total = total + norm
         self.trackers["task_loss"].update_state(task_total / len(drawn))
@@ -492,10 +490,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             )
         return sum(distances) / len(distances)
 
-    def _norm(self, weights):
-        # The gradient of a norm at zero (an unused bias) is undefined.
+    def _norm(self, weights, sizes):
+        """Sum of the L2 norms of the weights that exist at these sizes."""
         return sum(
-            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12) for weight in weights
+            # The gradient of a norm at zero (an unused bias) is undefined.
+            ops.sqrt(ops.sum(ops.square(weight)) + 1e-12)
+            * ops.cast(layout.exists_at(sizes), "float32")
+            for layout, weight in zip(self.field.layouts, weights, strict=True)
         )
 
     def step_logs(self, x, y, y_pred, sample_weight):
@@ -653,81 +654,6 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             )
         # The weights that follow are smooth already.
         return cls(**config, smooth=False)
-
-
-def _check_depth(graph, min_depth):
-    if not graph.blocks:
-        raise ValueError(
-            f"Argument `min_depth`: no block of '{graph.model.name}' can be "
-            "left out. One can whose input is added to what its layers "
-            "compute of it, if nothing else uses these layers. Received: "
-            f"min_depth={min_depth!r}"
-        )
-    if isinstance(min_depth, bool) or not isinstance(min_depth, int):
-        raise TypeError(
-            "Argument `min_depth` must be an integer. Received: "
-            f"min_depth={min_depth!r}"
-        )
-    if not 0 <= min_depth <= len(graph.blocks):
-        raise ValueError(
-            f"Argument `min_depth` must be in [0, {len(graph.blocks)}], the "
-            "number of blocks that can be left out. Received: "
-            f"min_depth={min_depth}"
-        )
-
-
-def _check_target(graph):
-    model = graph.model
-    if graph.sizes(1e-9) == graph.full_sizes and not graph.blocks:
-        reasons = "\n".join(
-            f"  {group.name}: {group.frozen}" for group in graph.groups
-        )
-        raise ValueError(
-            f"Argument `model`: no layer of '{model.name}' can change its "
-            "number of channels, so there is no other size to learn. "
-            f"Reasons per channel group:\n{reasons or '  no channels found'}"
-            "\nA layer without a rule can be given one: "
-            "`keras_neumeta.register_rule`."
-        )
-    for variable in model.variables:
-        value = ops.convert_to_numpy(variable)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(
-                f"Argument `model`: variable '{variable.path}' of "
-                f"'{model.name}' holds NaN or infinite values. Restore or "
-                "retrain the model before morphing it."
-            )
-    if not model.trainable_variables:
-        raise ValueError(
-            f"Argument `model`: '{model.name}' has no trainable variables. "
-            "Set `model.trainable = True`, or the layers that shall learn."
-        )
-
-
-def _warn_of_ignored(model):
-    """Says what of the target its hypermodel does not do."""
-    constrained = [
-        layer.name
-        for layer in model._flatten_layers()
-        if any(
-            name.endswith("_constraint") and value is not None
-            for name, value in vars(layer).items()
-        )
-    ]
-    if constrained:
-        warnings.warn(
-            f"The constraints of {constrained} are not applied to generated "
-            "weights.",
-            stacklevel=3,
-        )
-    for part in own_classes(model):
-        if "train_step" in vars(part) or "compute_loss" in vars(part):
-            warnings.warn(
-                f"`{part.__name__}` has a training step or a loss of its own, "
-                "which the hypermodel does not use: it learns from the loss "
-                "that it is compiled with.",
-                stacklevel=3,
-            )
 
 
 def _by_name(argument, value, names, kind, seed):

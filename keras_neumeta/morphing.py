@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.calibration import calibrate
+from keras_neumeta.calibration import measure
 from keras_neumeta.graph import assign, resize
 from keras_neumeta.graph.sizes import sizes_from_names
 
@@ -84,9 +84,9 @@ def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     model = resize(hyper.graph, sizes, name=name)
     values = hyper.networks.full.merge(weights, statistics, states)
-    assign(model, [values[index] for index in hyper.graph.members(sizes)])
+    assign(model, [values[index] for index in hyper.graph.places(model)])
     if calibration_data is not None:
-        calibrate(model, calibration_data)
+        measure("calibration_data", model, calibration_data)
     return model
 
 

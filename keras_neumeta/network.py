@@ -26,7 +26,7 @@ class Network:
         extra = {id(variable) for variable, _ in presence}
         self.variables = [v for v in model.variables if id(v) not in extra]
         # The variables of blocks that are left out are missing.
-        self.members = graph.members(sizes)
+        self.members = graph.places(model)
         layouts = [graph.layouts[index] for index in self.members]
         for variable, layout in zip(self.variables, layouts, strict=True):
             if tuple(variable.shape) != layout.shape_at(sizes):

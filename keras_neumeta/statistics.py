@@ -7,6 +7,7 @@ from keras import ops
 from keras_neumeta.fields.interpolation import (
     bundles,
     group_matrices,
+    is_static,
     reading,
     result_axes,
     spreading_matrix,
@@ -174,7 +175,9 @@ class StatisticsField(keras.layers.Layer):
         for number, bundle in enumerate(self.bundles):
             change = ops.stack([changes[index] for index in bundle])
             layout = self.layouts[bundle[0]]
-            sources = result_axes(self.graph, layout, sizes)
+            sources = layout.axes
+            if is_static(sizes):
+                sources = self.graph.axes_at(layout, sizes)
             for n, axis in layout.axes.items():
                 change = transform_axis(
                     change, n + 1, sources[n], matrices, axis

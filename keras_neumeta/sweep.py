@@ -168,7 +168,8 @@ def sweep(
     """Morphs a hypermodel to several sizes and evaluates each.
 
     The *floor* is the full network with all that can morph set to zero: what
-    remains without it. A result means something only above it.
+    remains without it. A result means something only above it. With a
+    `depth`, floor and cutting are those of the network of so many blocks.
 
     Args:
         hyper: Compiled `ManifoldHyperModel`.
@@ -204,7 +205,7 @@ def sweep(
         model = hyper.morph(ratio, **morph)
         _compile_like(model, hyper)
         table.add("morph", ratio, model, x, y, **arguments)
-    full = hyper.morph(1.0)
+    full = hyper.morph(1.0, depth=morph.get("depth"))
     if cut:
         for ratio in ratios:
             keep = largest_channels(
@@ -221,7 +222,8 @@ def sweep(
 
 def _silence(model, graph):
     """Sets every weight of a morphable channel to zero."""
-    for variable, layout in zip(model.variables, graph.layouts, strict=True):
+    for variable, place in zip(model.variables, graph.places(model)):
+        layout = graph.layouts[place]
         if layout.role != "weight":
             continue
         value = np.array(ops.convert_to_numpy(variable))

@@ -37,7 +37,7 @@ def first_steps():
         variable.assign(value.astype("float32"))
     hyper = ManifoldHyperModel(
         model,
-        field=AnchoredField(correction="gain", seed=0),
+        field=AnchoredField(size_knots=(0.3, 0.6)),
         sampler=Sandwich(0.25, 1.0, num_fixed=3, seed=0),
         distillation=0.7,
         ratio_power=0.5,
@@ -46,7 +46,7 @@ def first_steps():
         smooth=False,
         seed=0,
     )
-    for variable in hyper.field.size_correction.trainable_variables:
+    for variable in hyper.field.size_curves.trainable_variables:
         value = random.normal(size=tuple(variable.shape)) * 0.2
         variable.assign(value.astype("float32"))
     hyper.compile(

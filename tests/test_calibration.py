@@ -114,7 +114,7 @@ def test_model_without_batch_norm_is_left_alone():
 def test_no_data(empty):
     model = network()
     before = model.get_weights()
-    with pytest.raises(ValueError, match="at least one batch of inputs"):
+    with pytest.raises(ValueError, match="`data` must hold at least one batch"):
         calibrate(model, empty)
     assert model.get_layer("first").momentum == 0.9
     for a, b in zip(before, model.get_weights(), strict=True):

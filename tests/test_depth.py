@@ -19,6 +19,7 @@ from .graph.equivalence import (
     gradients,
     laid_out,
     outputs,
+    run,
 )
 from .graph.strategies import batch, randomize
 
@@ -169,7 +170,7 @@ def test_a_network_of_fewer_blocks_is_the_one_without_them():
         sizes = graph.at_depth(graph.full_sizes, depth)
         small = resize(graph, sizes)
         for variable, index in zip(
-            small.variables, graph.members(sizes), strict=True
+            small.variables, graph.places(small), strict=True
         ):
             variable.assign(model.variables[index].value)
         # By hand: what a block adds is nothing.
@@ -243,6 +244,158 @@ def test_absent_blocks_cause_no_loss_and_no_infinite_gradient():
     )
     for gradient in gradients(loss, weights):
         assert np.isfinite(ops.convert_to_numpy(gradient)).all()
+
+
+def towers():
+    """Two branches of residual blocks, and an output on the way."""
+    inputs = keras.Input((4,))
+    ends = []
+    for tower, length in (("a", 1), ("b", 2)):
+        x = layers.Dense(3, name=f"{tower}_stem")(inputs)
+        for n in range(length):
+            y = layers.Dense(5, activation="tanh", name=f"{tower}_in{n}")(x)
+            y = layers.Dense(3, name=f"{tower}_out{n}")(y)
+            x = layers.Add(name=f"{tower}_add{n}")([x, y])
+        ends.append(layers.Dense(3, name=f"{tower}_end")(x))
+    head = layers.Dense(2, name="head")(layers.Concatenate()(ends))
+    return keras.Model(inputs, [head, layers.Dense(2, name="early")(ends[0])])
+
+
+def encoder(blocks=2):
+    """Attention that is told which keys there are, by layers of its own."""
+    inputs = keras.Input((5, 4), name="x")
+    keys = keras.Input((5,), name="keys")
+    x = layers.Dense(4, name="stem")(inputs)
+    bias = layers.Dense(5, activation="sigmoid", name="bias")(keys)
+    mask = layers.Reshape((1, 5))(bias) > 0.4
+    for n in range(blocks):
+        attend = layers.MultiHeadAttention(2, 2, name=f"attend{n}")
+        x = layers.Add(name=f"add{n}")([x, attend(x, x, attention_mask=mask)])
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model([inputs, keys], layers.Dense(2, name="head")(x))
+
+
+def side_blocks():
+    """What a block takes in has a block itself, of use to two of them."""
+    inputs = keras.Input((3,))
+    side = layers.Dense(4, name="side")(inputs)
+    y = layers.Dense(4, name="side_branch")(side)
+    side = layers.Add(name="side_add")([side, y])
+    x = layers.Dense(4, name="stem")(inputs)
+    for n in range(2):
+        y = layers.Dense(4, name=f"branch{n}")(x)
+        x = layers.Add(name=f"add{n}")([x, layers.Multiply()([y, side])])
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def block_output():
+    """The outputs are additions, by a layer and by an operation."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, dtype="mixed_float16", name="stem")(inputs)
+    first = layers.Add(name="first", dtype="float32")(
+        [x, layers.Dense(4, dtype="float32", name="one")(x)]
+    )
+    second = first + layers.Dense(4, name="two")(first)
+    return keras.Model(inputs, [first, second])
+
+
+def halves_of_every_depth(model):
+    """Half as wide networks of each depth, equal to the masked one."""
+    randomize(model, 0)
+    hyper = nm.ManifoldHyperModel(
+        model, nm.AnchoredField(scale=0.0), "uniform", min_depth=0, smooth=False
+    )
+    graph, x = hyper.graph, batch(model)
+    masked = hyper.networks.at(None)
+    found = []
+    for depth in range(len(graph.blocks) + 1):
+        sizes = graph.at_depth(graph.sizes(0.5), depth)
+        check_counts(graph, sizes)
+        outside, _ = laid_out(model, graph, sizes)
+        expected, _ = run(
+            masked,
+            (outside["weight"], outside["statistic"]),
+            outside["state"],
+            keras.tree.map_structure(ops.convert_to_tensor, x),
+            False,
+            ops.convert_to_tensor(sizes, "int32"),
+        )
+        found.append(hyper.morph(0.5, depth=depth))
+        assert_same(outputs(found[-1], x), expected)
+    return found
+
+
+def test_parallel_branches_in_any_order():
+    """Keras orders layers by their distance from the outputs."""
+    assert names(towers())[-1] == ("a_in0", "a_out0")
+    stems = [
+        [x.name for x in model.layers if x.name.endswith("stem")]
+        for model in halves_of_every_depth(towers())
+    ]
+    assert stems[0] == ["a_stem", "b_stem"]
+    assert stems[-1] == ["b_stem", "a_stem"]
+
+
+def test_blocks_with_an_input_from_elsewhere(tmp_path):
+    assert names(encoder()) == [("attend0",), ("attend1",)]
+    none, one, both = halves_of_every_depth(encoder())
+    # What only absent blocks take in goes with them.
+    assert {x.name for x in none.layers if x.variables} == {"stem", "head"}
+    assert one.get_layer("bias").variables
+    none.save(tmp_path / "none.keras")
+    x = batch(none)
+    again = keras.saving.load_model(tmp_path / "none.keras")
+    assert_same(outputs(none, x), outputs(again, x))
+
+
+def test_blocks_in_what_blocks_take_in():
+    graph = graph_of(side_blocks())
+    least = {x.path.split("/")[0]: x.block for x in graph.layouts}
+    assert least == {
+        **{"stem": None, "head": None, "side": 1, "side_branch": 1},
+        **{"branch0": 1, "branch1": 2},
+    }
+    halves_of_every_depth(side_blocks())
+
+
+def test_outputs_keep_name_and_type():
+    for model in halves_of_every_depth(block_output()):
+        assert model.output_names == ["first", "add"]
+        assert [x.dtype for x in model.outputs] == ["float32", "float32"]
+
+
+def test_absent_blocks_count_for_no_weight_norm():
+    hyper = nm.ManifoldHyperModel(
+        side_blocks(), sampler="uniform", min_depth=0, smooth=False
+    )
+    graph = hyper.graph
+    sizes = graph.at_depth(graph.sizes(0.5), 1)
+    norms = [
+        ops.convert_to_numpy(hyper._norm(hyper.field.generate(at), at))
+        for at in (sizes, ops.convert_to_tensor(sizes, "int32"))
+    ]
+    small = hyper.morph(0.5, depth=1)
+    expected = sum(
+        np.linalg.norm(ops.convert_to_numpy(v))
+        for v in small.trainable_variables
+    )
+    np.testing.assert_allclose(norms, expected, rtol=1e-4)
+
+
+def test_sweep_compares_networks_of_one_depth():
+    hyper = nm.ManifoldHyperModel(
+        side_blocks(), sampler="uniform", min_depth=0, smooth=False
+    )
+    hyper.compile(loss="mse")
+    x = batch(hyper.target)
+    table = nm.sweep(hyper, x, np.ones((len(x), 2)), [1.0], cut=True, depth=2)
+    morphed, whole, floor = table.rows
+    number = hyper.morph(1.0, depth=2).count_params()
+    assert [row["parameters"] for row in table.rows] == [number] * 3
+    assert whole["loss"] == pytest.approx(morphed["loss"], rel=1e-5)
+    bias = ops.convert_to_numpy(hyper.target.get_layer("head").bias)
+    expected = np.mean((bias - 1.0) ** 2)
+    assert floor["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def trained(model, **options):

@@ -3,7 +3,6 @@
 import numpy as np
 from keras import ops
 
-from keras_neumeta.fields.correction import SizeCorrection
 from keras_neumeta.fields.curves import SizeCurves
 from keras_neumeta.fields.interpolation import (
     KERNELS,
@@ -30,9 +29,7 @@ class AnchoredField(WeightField):
 
     The leading slice is that of Universally Slimmable Networks (Yu and Huang,
     ICCV 2019), the scaled sums and evenly spaced positions are those of
-    Integral Neural Networks (Solodskikh et al., CVPR 2023), the correction is
-    an implicit neural representation as in Neural Metamorphosis (Yang and
-    Wang, ECCV 2024).
+    Integral Neural Networks (Solodskikh et al., CVPR 2023).
 
     Args:
         interpolation: Between control points, `"linear"` or `"cubic"`; no
@@ -44,9 +41,6 @@ class AnchoredField(WeightField):
             averages over it and sizes above the full one need 1.
         scale: Exponent of the factor `N / n` of sums: 1 keeps their size, 0
             leaves them as they are.
-        correction: `"gain"` for a small implicit network, conditioned on the
-            size and started at zero, that scales each output channel of the
-            kernels and shifts biases, gamma and beta. Default: `None`.
         size_knots: Ratios in (0, 1) at which biases, gamma and beta have
             values of their own, linear in between. Default: none. Where
             blocks can be left out, they have such values at a few numbers of
@@ -56,7 +50,6 @@ class AnchoredField(WeightField):
             1/16 more. Sizes between levels blend them; from the square root
             of the last one on, the full network's are alone. Needs
             `stretch=0`.
-        seed: Seed of the correction's initial values.
 
     Example:
 
@@ -71,10 +64,8 @@ class AnchoredField(WeightField):
         interpolation="linear",
         stretch=0.0,
         scale=1.0,
-        correction=None,
         size_knots=(),
         levels=(),
-        seed=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -82,11 +73,6 @@ class AnchoredField(WeightField):
             raise ValueError(
                 f"Argument `interpolation` must be one of {list(KERNELS)}. "
                 f"Received: interpolation={interpolation!r}"
-            )
-        if correction not in ("gain", None):
-            raise ValueError(
-                "Argument `correction` must be 'gain' or None. "
-                f"Received: correction={correction!r}"
             )
         if not 0.0 <= stretch <= 1.0:
             raise ValueError(
@@ -101,7 +87,6 @@ class AnchoredField(WeightField):
         self.interpolation = interpolation
         self.stretch = float(stretch)
         self.scale = float(scale)
-        self.correction = correction
         self.size_knots = _rising("size_knots", size_knots)
         self.levels = _rising("levels", levels)
         if self.levels and self.stretch:
@@ -109,12 +94,6 @@ class AnchoredField(WeightField):
                 "Argument `levels` needs `stretch=0`: levels share the leading "
                 f"channels. Received: levels={levels!r}, stretch={stretch!r}"
             )
-        self.seed = seed
-        self.size_correction = (
-            SizeCorrection(seed=seed, name="size_correction")
-            if correction == "gain"
-            else None
-        )
         self.size_curves = None
 
     def attach(self, graph, values):
@@ -136,8 +115,6 @@ class AnchoredField(WeightField):
             self.level_knots = SizeKnots(
                 graph, self.layouts, [*self.levels, halfway, 1.0], depths=False
             )
-        if self.size_correction is not None:
-            self.size_correction.attach(graph, self.layouts)
         if self.size_knots or graph.blocks:
             self.size_curves = SizeCurves(
                 self.size_knots,
@@ -196,9 +173,6 @@ class AnchoredField(WeightField):
             self.stretch,
             self.scale,
         )
-        for index, correction in self._corrections(sizes).items():
-            points = self.control_points[index]
-            weights[index] = _correct(points, weights[index], *correction)
         if self.size_curves is not None:
             for index, value in self.size_curves.generate(sizes).items():
                 weights[index] = weights[index] + value
@@ -213,41 +187,14 @@ class AnchoredField(WeightField):
     def channel_order(self):
         return "path" if self.stretch else "importance"
 
-    def _corrections(self, sizes):
-        """Dict from layout index to (axis number, correction)."""
-        static = is_static(sizes)
-        # There is none at full size, nor above it.
-        if self.size_correction is None or (
-            static
-            and (
-                sizes == self.graph.full_sizes
-                or any(map(int.__gt__, sizes, self.graph.full_sizes))
-            )
-        ):
-            return {}
-        corrections = self.size_correction.generate(
-            ops.convert_to_tensor(sizes)
-        )
-        if not static:
-            return corrections
-        return {
-            index: (
-                number,
-                ops.take(part, self.layouts[index].axes[number].keep(sizes)),
-            )
-            for index, (number, part) in corrections.items()
-        }
-
     def get_config(self):
         return {
             **super().get_config(),
             "interpolation": self.interpolation,
             "stretch": self.stretch,
             "scale": self.scale,
-            "correction": self.correction,
             "size_knots": self.size_knots,
             "levels": self.levels,
-            "seed": self.seed,
         }
 
 
@@ -259,14 +206,3 @@ def _rising(argument, ratios):
             f"Received: {argument}={ratios!r}"
         )
     return checked
-
-
-def _correct(points, value, number, correction):
-    """Scales a kernel, shifts a vector, along the given axis."""
-    rank = len(value.shape)
-    if rank == 1:
-        size = ops.sqrt(ops.mean(ops.square(points)))
-        return value + ops.stop_gradient(size + 0.01) * correction
-    shape = [1] * rank
-    shape[number] = -1
-    return value * (1.0 + ops.reshape(correction, shape))

@@ -33,15 +33,12 @@ class IntegralField(AnchoredField):
     _FIXED = {
         "stretch": 1.0,
         "scale": 1.0,
-        "correction": None,
         "size_knots": (),
         "levels": (),
     }
 
-    def __init__(self, interpolation="cubic", seed=None, **kwargs):
-        super().__init__(
-            interpolation=interpolation, **self._FIXED, seed=seed, **kwargs
-        )
+    def __init__(self, interpolation="cubic", **kwargs):
+        super().__init__(interpolation=interpolation, **self._FIXED, **kwargs)
 
     def get_config(self):
         config = super().get_config()

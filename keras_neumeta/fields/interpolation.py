@@ -240,8 +240,16 @@ def _to_tensor(value):
 
 
 def result_axes(graph, layout, sizes):
-    """The axes of the generated weight: of that size for static sizes."""
-    return graph.axes_at(layout, sizes) if is_static(sizes) else layout.axes
+    """The axes of the generated weight: of that size for static sizes.
+
+    What is in order stays in order at every size: such axes do as they are,
+    for `transform_axis`.
+    """
+    if not is_static(sizes) or all(
+        axis.order is None for axis in layout.axes.values()
+    ):
+        return layout.axes
+    return graph.axes_at(layout, sizes)
 
 
 def group_sizes(graph, sizes):
@@ -319,9 +327,7 @@ def interpolate_weights(
         # Vectors are many and small, kernels few and large.
         together = len(layout.shape) == 1 and len(bundle) > 1
         parts = [bundle] if together else [[index] for index in bundle]
-        # What is in order stays in order at every size.
-        ordered = all(axis.order is None for axis in layout.axes.values())
-        results = layout.axes if ordered else result_axes(graph, layout, sizes)
+        results = result_axes(graph, layout, sizes)
         for part in parts:
             value = ops.convert_to_tensor(points[part[0]])
             if together:

@@ -38,13 +38,12 @@ class SlimmableField(AnchoredField):
         "interpolation": "linear",
         "stretch": 0.0,
         "scale": 0.0,
-        "correction": None,
         "levels": (),
     }
 
-    def __init__(self, switches=None, seed=None, **kwargs):
+    def __init__(self, switches=None, **kwargs):
         knots = sorted(float(r) for r in switches or () if r < 1.0)
-        super().__init__(**self._FIXED, size_knots=knots, seed=seed, **kwargs)
+        super().__init__(**self._FIXED, size_knots=knots, **kwargs)
         self.switches = None if switches is None else list(switches)
 
     def get_config(self):

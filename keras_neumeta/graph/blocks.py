@@ -6,6 +6,7 @@ layers, the network goes on with what it was given.
 
 import collections
 import dataclasses
+import math
 
 import keras
 
@@ -124,25 +125,67 @@ def _loses_mask(shortcut, result):
 
 
 def _branch(start, end, addition, links):
-    """The operations from one tensor to another, if nothing else meets them."""
-    region, waiting = {}, [end]
+    """The operations from one tensor to another, if nothing else uses them.
+
+    They may take further inputs that do not depend on the first tensor (a
+    mask, say).
+    """
+    before, waiting = set(), [end]
     while waiting:
         x = waiting.pop()
-        if x is start:
-            continue
         node = links.maker[id(x)]
-        if id(node) in region:
-            continue
-        if node.is_input or id(node.operation) not in links.once:
+        if x is not start and id(node) not in before:
+            before.add(id(node))
+            waiting += node.input_tensors
+    made, region = {id(start)}, []
+    for node in links.nodes:
+        if id(node) in before and any(
+            id(x) in made for x in node.input_tensors
+        ):
+            region.append(node)
+            made.update(id(x) for x in node.outputs)
+    if id(end) not in made:
+        return None
+    inside = {id(addition), *map(id, region)}
+    for node in region:
+        if id(node.operation) not in links.once:
             return None
-        if not node.input_tensors:
-            return None
-        region[id(node)] = node
-        waiting += node.input_tensors
-    inside = {*region, id(addition)}
-    for node in region.values():
         for x in node.outputs:
             users = {id(user) for user in links.users[id(x)]}
             if id(x) in links.results or not users <= inside:
                 return None
-    return tuple(node.operation for node in links.nodes if id(node) in region)
+    return tuple(node.operation for node in region)
+
+
+def blocks_of_variables(function, blocks):
+    """The block that each variable is left out with.
+
+    The variables of its operations, and those of what only they take in: a
+    layer that several blocks take in goes with the first of them.
+
+    Args:
+        function: The functional graph of a network.
+        blocks: From `find_blocks`.
+
+    Returns:
+        Dict from the id of a variable to the place of its block; variables
+        that always stay are missing.
+    """
+    links = _Links(function)
+    places = {id(block.addition): n for n, block in enumerate(blocks)}
+    # How many blocks must at least be kept for a tensor to be used.
+    needed = {key: 0 for key in links.results}
+    least: dict = {}
+    for node in reversed(links.nodes):
+        # Inputs of the network may be unused, as one of several outputs.
+        own = min(needed.get(id(x), math.inf) for x in node.outputs)
+        for variable in getattr(node.operation, "variables", ()):
+            key = id(variable)
+            least[key] = min(least.get(key, own), own)
+        place = places.get(id(node.operation))
+        for number, x in enumerate(node.input_tensors):
+            here = own
+            if place is not None and number != blocks[place].shortcut:
+                here = max(own, place + 1)
+            needed[id(x)] = min(needed.get(id(x), here), here)
+    return {key: number - 1 for key, number in least.items() if number}

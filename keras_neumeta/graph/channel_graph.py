@@ -6,7 +6,7 @@ import math
 
 import keras
 
-from keras_neumeta.graph.blocks import find_blocks
+from keras_neumeta.graph.blocks import blocks_of_variables, find_blocks
 from keras_neumeta.graph.functional import function_of
 from keras_neumeta.graph.masking import gates
 from keras_neumeta.graph.moments import find_normalized_sums
@@ -45,13 +45,8 @@ class ChannelGraph:
             dataclasses.replace(group, repeats=repeats[group.index])
             for group in groups
         ]
-        place = {
-            id(variable): number
-            for number, block in enumerate(blocks)
-            for operation in block.operations
-            for variable in getattr(operation, "variables", ())
-        }
         if blocks:
+            place = blocks_of_variables(function_of(model), blocks)
             layouts = [
                 dataclasses.replace(layout, block=place.get(id(variable)))
                 for layout, variable in zip(
@@ -86,13 +81,23 @@ class ChannelGraph:
         """Place of the number of kept blocks among the sizes."""
         return len(self.groups)
 
-    def members(self, sizes):
-        """Places of the variables that exist at `sizes`."""
-        return [
-            index
-            for index, layout in enumerate(self.layouts)
-            if layout.exists_at(sizes)
-        ]
+    def places(self, model):
+        """Where the variables of a network lie among those of the target.
+
+        Without some blocks, Keras may order the layers of parallel branches
+        anew: it goes by their distance from the outputs.
+
+        Args:
+            model: Network of some size, from `keras_neumeta.graph.resize`.
+
+        Returns:
+            List of integers, one per variable.
+        """
+        index = {id(v): n for n, v in enumerate(self.model.variables)}
+        own = {layer.name: layer.variables for layer in self.model.layers}
+        found = (v for layer in model.layers for v in own.get(layer.name, ()))
+        # A layer may be in a nested model too: its first place counts.
+        return list(dict.fromkeys(index[id(variable)] for variable in found))
 
     def at_depth(self, sizes, depth):
         """The same sizes with another number of kept blocks.

@@ -229,9 +229,3 @@ class VariableLayout:
             kept = axis.keep(sizes)
             if len(kept) < len(axis):
                 yield number, kept
-
-    def crop(self, value, sizes):
-        """The part of the full-size array `value` that `sizes` keeps."""
-        for number, kept in self.slices(sizes):
-            value = np.take(value, kept, axis=number)
-        return value

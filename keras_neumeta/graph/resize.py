@@ -5,6 +5,7 @@ import copy
 import keras
 
 from keras_neumeta.graph.channel_graph import is_graph
+from keras_neumeta.graph.functional import function_of
 from keras_neumeta.graph.layout import Axis
 from keras_neumeta.graph.masking import MaskedOperation, masked_clone
 from keras_neumeta.graph.tracer import map_entries
@@ -24,9 +25,9 @@ def resize(graph, sizes, name=None, masked=False):
 
     Returns:
         A Sequential or functional `keras.Model`, its layers named as in the
-        target and its variables in the same order, those of left out blocks
-        missing. If `masked`, also a list
-        of `(presence variable, Axis)`.
+        target and those of left out blocks missing; `graph.places` says which
+        variables it has. If `masked`, also a list of `(presence variable,
+        Axis)`.
     """
     cloner = _Cloner(graph, sizes, masked)
     model = cloner.clone_model(graph.model)
@@ -35,8 +36,6 @@ def resize(graph, sizes, name=None, masked=False):
         model.name = name
     used = {id(variable) for variable in model.variables}
     presence = [pair for pair in cloner.presence if id(pair[0]) in used]
-    if cloner.left_out:
-        cloner.check_order(model, graph.members(sizes))
     return (model, presence) if masked else model
 
 
@@ -51,9 +50,13 @@ class _Cloner:
         self._spared = []  # (clone, its initializers)
         # A layer may be shared between the model and those nested in it.
         self._clones = {}
-        self.left_out = {
-            id(block.addition): block.shortcut
-            for block in graph.blocks[sizes[-1] :]
+        self._left_out = {
+            id(block.addition): block for block in graph.blocks[sizes[-1] :]
+        }
+        # Names, as outputs have them.
+        self._outputs = {
+            x._keras_history.operation.name
+            for x in function_of(graph.model).outputs
         }
         self._shortcuts = {}  # id(clone of an addition) -> its shortcut
         self._arguments = {}  # id(clone) -> resized arguments of the call
@@ -70,29 +73,6 @@ class _Cloner:
         for clone, initializers in self._spared:
             for key, value in initializers.items():
                 setattr(clone, key, type(value).from_config(value.get_config()))
-
-    def check_order(self, model, members):
-        """Raises if what is left has its variables in another order."""
-        presence = {id(variable) for variable, _ in self.presence}
-        source = {}
-        for layer in self.graph.model._flatten_layers(include_self=False):
-            clone = self._clones.get(id(layer))
-            if clone is None or is_graph(layer):
-                continue
-            own = [v for v in clone.variables if id(v) not in presence]
-            source.update(zip(map(id, own), map(id, layer.variables)))
-        there = self.graph.model.variables
-        expected = [id(there[index]) for index in members]
-        found = [
-            source[id(v)] for v in model.variables if id(v) not in presence
-        ]
-        if found != expected:
-            raise ValueError(
-                f"'{self.graph.model.name}' cannot have {self.sizes[-1]} "
-                "of its blocks (argument `depth`): Keras orders the layers of "
-                "parallel branches by their length, which would change. Keep "
-                "another number of blocks, or all of them."
-            )
 
     def clone_model(self, model, inputs=None):
         # Sequential models take no call function, and need none.
@@ -139,9 +119,11 @@ class _Cloner:
         def make(kind):
             return _with_config(layer, kind, config)
 
-        if id(layer) in self.left_out:
-            clone = make(type(layer))
-            self._shortcuts[id(clone)] = self.left_out[id(layer)]
+        if id(layer) in self._left_out:
+            clone = keras.layers.Identity(
+                name=layer.name, dtype=layer.output.dtype
+            )
+            self._shortcuts[id(clone)] = self._left_out[id(layer)].shortcut
         elif self.masked and id(layer) in self.graph.masks:
             axes, compute = self.graph.masks[id(layer)]
             axes = [axis.at(self.sizes) for axis in axes]
@@ -161,8 +143,10 @@ class _Cloner:
         resized = self._arguments.get(id(layer), {})
         args = [resized.get(n, value) for n, value in enumerate(args)]
         if id(layer) in self._shortcuts:
-            tensors = keras.tree.flatten((args, kwargs))
-            return tensors[self._shortcuts[id(layer)]]
+            x = keras.tree.flatten((args, kwargs))[self._shortcuts[id(layer)]]
+            # The name and type of an output are the addition's.
+            kept = layer.name in self._outputs or x.dtype != layer.dtype
+            return layer(x) if kept else x
         if isinstance(layer, MaskedOperation):
             return layer.place(args, kwargs)
         return layer(*args, **kwargs)

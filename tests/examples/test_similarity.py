@@ -1,30 +1,18 @@
 """The study of similarity, on a little of MNIST."""
 
-import importlib.util
 import json
-import pathlib
 
 import numpy as np
 import pytest
-
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def example():
-    path = EXAMPLES / "similarity.py"
-    specification = importlib.util.spec_from_file_location("study", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 # One backend: the script is the same on all, and takes minutes on the others.
 @pytest.mark.tensorflow
 @pytest.mark.usefixtures("mnist")
 def test_study_runs_end_to_end(example, tmp_path):
-    cka, kl = example.main(["--quick", "--output", str(tmp_path)])
-    labels = [f"{kind} {r}" for kind in example.KINDS for r in ("1", "0.25")]
+    study = example("similarity")
+    cka, kl = study.main(["--quick", "--output", str(tmp_path)])
+    labels = [f"{kind} {r}" for kind in study.KINDS for r in ("1", "0.25")]
     for result in (cka, kl):
         assert result.labels == labels
         assert np.isfinite(result.matrix).all()
@@ -46,4 +34,4 @@ def test_study_says_when_its_data_cannot_be_had(example, monkeypatch):
 
     monkeypatch.setattr(tfds, "load", fail)
     with pytest.raises(SystemExit, match="'mnist'.*no network.*TFDS_DATA_DIR"):
-        example.load_data("mnist", quick=True)
+        example("common").load_arrays("mnist")

@@ -1,6 +1,5 @@
 """The examples of each task, end to end on little data."""
 
-import importlib
 import json
 import os
 import pathlib
@@ -10,18 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 # The scripts are the same on all backends, and slower on the others, where
 # one of them runs too.
 pytestmark = pytest.mark.tensorflow
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports an example, which finds what it shares beside itself."""
-    pytest.importorskip("tensorflow")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
 
 
 def prepared(name):

@@ -1,4 +1,4 @@
-"""`AnchoredField`: control points and their correction."""
+"""`AnchoredField`: control points."""
 
 import keras
 import numpy as np
@@ -6,6 +6,8 @@ import pytest
 from keras import layers, ops
 
 from keras_neumeta import AnchoredField, WeightField, trace
+
+from ..graph.equivalence import crop
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +34,9 @@ def values(graph):
     ]
 
 
-def attached(graph, correct=False, correction="gain", **arguments):
-    field = AnchoredField(correction=correction, seed=0, **arguments)
+def attached(graph, **arguments):
+    field = AnchoredField(**arguments)
     field.attach(graph, values(graph))
-    if correct and field.size_correction is not None:
-        random = np.random.default_rng(1)
-        for variable in field.size_correction.trainable_variables:
-            value = random.normal(size=variable.shape) * 0.5
-            variable.assign(value.astype("float32"))
     return field
 
 
@@ -50,10 +47,7 @@ def arrays(tensors):
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("stretch", [0.0, 1.0])
 def test_full_size_is_the_target(graph, interpolation, stretch):
-    # Whatever the correction is, it vanishes at full size.
-    field = attached(
-        graph, correct=True, interpolation=interpolation, stretch=stretch
-    )
+    field = attached(graph, interpolation=interpolation, stretch=stretch)
     static = arrays(field.generate(graph.full_sizes))
     tensor = ops.convert_to_tensor(graph.full_sizes, "int32")
     dynamic = arrays(field.generate(tensor))
@@ -66,9 +60,7 @@ def test_full_size_is_the_target(graph, interpolation, stretch):
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
 @pytest.mark.parametrize("stretch", [0.0, 0.5, 1.0])
 def test_tensor_sizes_equal_static_sizes(graph, interpolation, stretch, noisy):
-    field = attached(
-        graph, correct=True, interpolation=interpolation, stretch=stretch
-    )
+    field = attached(graph, interpolation=interpolation, stretch=stretch)
     random = np.random.default_rng(2)
     offsets = None
     if noisy:
@@ -90,7 +82,7 @@ def test_tensor_sizes_equal_static_sizes(graph, interpolation, stretch, noisy):
             assert a.shape == layout.shape_at(sizes)
             assert b.shape == layout.shape
             np.testing.assert_allclose(
-                a, layout.crop(b, sizes), rtol=1e-4, atol=1e-4
+                a, crop(layout, b, sizes), rtol=1e-4, atol=1e-4
             )
             rest = b.copy()
             index = tuple(
@@ -101,18 +93,6 @@ def test_tensor_sizes_equal_static_sizes(graph, interpolation, stretch, noisy):
             )
             rest[np.ix_(*index)] = 0
             assert (rest == 0).all()
-
-
-def test_untrained_correction_is_zero(graph):
-    with_correction = attached(graph).generate(graph.sizes(0.5))
-    without = attached(graph, correction=None).generate(graph.sizes(0.5))
-    for a, b in zip(arrays(with_correction), arrays(without), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    corrected = attached(graph, correct=True).generate(graph.sizes(0.5))
-    for a, b, layout in zip(
-        arrays(corrected), arrays(without), trace(graph.model).layouts
-    ):
-        assert (a != b).any() or not layout.axes
 
 
 def test_half_size_by_hand():
@@ -148,7 +128,7 @@ def test_half_size_by_hand():
 
 
 def test_noise_moves_values_no_further_than_neighbours(graph):
-    field = attached(graph, correction=None)
+    field = attached(graph)
     sizes = graph.sizes(0.5)
     random = np.random.default_rng(0)
     offsets = [
@@ -177,7 +157,6 @@ def test_second_attach_raises(graph):
     ("arguments", "message"),
     [
         ({"interpolation": "sinc"}, "`interpolation` must be one of"),
-        ({"correction": "offset"}, "`correction` must be 'gain' or None"),
         ({"stretch": 1.5}, "`stretch` must be in"),
         ({"stretch": float("nan")}, "`stretch` must be in"),
     ],
@@ -200,7 +179,7 @@ def test_only_trainable_variables_of_the_target_train():
             layers.Dense(1),
         ]
     )
-    field = attached(trace(model), correction=None)
+    field = attached(trace(model))
     assert [v.trainable for v in field.control_points] == [
         False,
         False,

@@ -42,7 +42,6 @@ CONFIGS = st.one_of(
             "interpolation": st.sampled_from(["linear", "cubic"]),
             "stretch": st.sampled_from([0.0, 0.5, 1.0]),
             "scale": SCALES,
-            "correction": st.sampled_from(["gain", None]),
         }
     ),
     st.fixed_dictionaries({"levels": st.just((0.3, 0.6)), "scale": SCALES}),

@@ -19,7 +19,7 @@ from .equivalence import (
 )
 
 LENGTH, WORDS = 5, 7
-CONFIG = {"interpolation": "linear", "stretch": 1.0, "correction": None}
+CONFIG = {"interpolation": "linear", "stretch": 1.0}
 
 
 def model_of(function, mask=False):
@@ -156,6 +156,17 @@ def test_multi_head_attention_with_a_residual():
     for mask in (False, True):
         graph, _ = check(model_of(attend, mask), {"words": 4, "heads": 2})
         assert graph.groups[0].makers == ("words", "heads")
+
+
+def test_a_mask_of_attention_has_one_place_per_key():
+    def masked(x):
+        mask = layers.Dense(LENGTH, name="mask")(layers.Flatten()(x))
+        return layers.MultiHeadAttention(2, 3, name="heads")(
+            x, x, attention_mask=layers.Reshape((1, LENGTH))(mask)
+        )
+
+    channels, reason = groups(model_of(masked))["mask"]
+    assert channels == LENGTH and reason == "layer 'heads' masks by them"
 
 
 def test_grouped_query_attention_shares_keys():
