@@ -527,6 +527,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         divisor=1,
         calibration_data=None,
         name=None,
+        into=None,
     ):
         """Builds the plain network of a size, with weights from the field.
 
@@ -559,6 +560,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 on which the batch-norm statistics are measured anew. Default:
                 the statistics that training kept for this size.
             name: Name of the new model. Default: that of the target.
+            into: A network that an earlier call built for the same size: it
+                is given the weights of now, and no new one is built.
 
         Returns:
             A Sequential or functional `keras.Model` that knows nothing of
@@ -582,6 +585,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "noise": noise,
             "calibration_data": calibration_data,
             "name": name,
+            "into": into,
         }
         if isinstance(ratio, np.ndarray):
             ratio = ratio.tolist()
@@ -590,6 +594,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 raise ValueError(
                     "A list of ratios cannot be combined with `sizes`, "
                     "`params` or `macs`. Ask for one of them at a time."
+                )
+            if into is not None:
+                raise ValueError(
+                    "Argument `into` takes one network, and a list of ratios "
+                    "asks for several. Ask for one at a time."
                 )
             chosen = [
                 choose_sizes(
