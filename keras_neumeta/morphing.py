@@ -54,7 +54,15 @@ def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate, depth):
     return graph.sizes_within(params, macs, divisor, depth)
 
 
-def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
+def morph(
+    hyper,
+    sizes,
+    samples=1,
+    noise=1.0,
+    calibration_data=None,
+    name=None,
+    into=None,
+):
     """See `ManifoldHyperModel.morph`; `sizes` are those of the graph."""
     if isinstance(samples, bool) or not isinstance(samples, int):
         raise TypeError(
@@ -82,12 +90,34 @@ def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
         for v in hyper.statistics.generate(sizes, weights)
     ]
     states = [ops.convert_to_numpy(v) for v in hyper.states]
-    model = resize(hyper.graph, sizes, name=name)
     values = hyper.networks.full.merge(weights, statistics, states)
+    if into is None:
+        model = resize(hyper.graph, sizes, name=name)
+    else:
+        model = into
+        _check_into(model, hyper.graph, sizes)
     assign(model, [values[index] for index in hyper.graph.places(model)])
     if calibration_data is not None:
         measure("calibration_data", model, calibration_data)
     return model
+
+
+def _check_into(model, graph, sizes):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `into` must be a `keras.Model` that `morph` has built. "
+            f"Received: into={model!r}"
+        )
+    places = graph.places(model)
+    shapes = [graph.layouts[place].shape_at(sizes) for place in places]
+    if sum(layout.exists_at(sizes) for layout in graph.layouts) != len(
+        places
+    ) or shapes != [tuple(variable.shape) for variable in model.variables]:
+        raise ValueError(
+            f"Argument `into`: '{model.name}' is not of the size that is "
+            "asked for. Give the network that `morph` built for the same "
+            "size, or leave `into` out."
+        )
 
 
 def _average_weights(hyper, sizes, samples, noise):
