@@ -26,3 +26,20 @@ def gradients(model, loss, x, y):
         allow_unused=True,
         materialize_grads=True,
     )
+
+
+def open_shapes(inputs):
+    """The `dynamic_shapes` of `torch.export` that leave open what inputs do.
+
+    Args:
+        inputs: Nested structure of `keras.KerasTensor`.
+    """
+
+    def axes(x):
+        return {
+            number: torch.export.Dim.DYNAMIC
+            for number, size in enumerate(x.shape)
+            if size is None
+        }
+
+    return [(keras.tree.map_structure(axes, inputs),)]

@@ -1,0 +1,330 @@
+"""`export`: a file for another runtime, from every backend."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from typing import NamedTuple
+
+import keras
+
+from keras_neumeta.graph.channel_graph import check_model
+from keras_neumeta.graph.functional import function_of
+from keras_neumeta.hypermodel import ManifoldHyperModel
+
+
+class _Format(NamedTuple):
+    """What `keras.Model.export` asks of a format.
+
+    Args:
+        ending: Of the file; a folder has none.
+        backends: Those that write it; the first one serves all others.
+    """
+
+    ending: str
+    backends: tuple[str, ...]
+
+
+_FORMATS = {
+    "tf_saved_model": _Format("", ("tensorflow", "jax")),
+    "onnx": _Format(".onnx", ("tensorflow", "torch")),
+    "openvino": _Format(".xml", ("tensorflow",)),
+    "litert": _Format(".tflite", ("tensorflow",)),
+    "torch": _Format(".pt2", ("torch",)),
+}
+_CHILD = "import sys; from keras_neumeta.export import _main; _main(sys.argv)"
+
+
+def export(model, path, format=None, *, backend=None, **options):
+    """Exports a plain network to a format of `keras.Model.export`.
+
+    As `model.export`, and from every backend: what the running one cannot
+    write, a Python process of its own writes under one that can, from a
+    temporary `.keras` file that it loads in safe mode, on the CPU. Batches of
+    any size can be given to the result, and images of any size where the
+    model's inputs leave it open.
+
+    The files appear at `path` when they are complete. Until then, and where
+    the export fails, what was there stays.
+
+    | format | ending | written by |
+    |---|---|---|
+    | `"tf_saved_model"` | none: a folder | TensorFlow, JAX |
+    | `"onnx"` | `.onnx` | TensorFlow, PyTorch |
+    | `"openvino"` | `.xml`, with a `.bin` beside it | TensorFlow |
+    | `"litert"` | `.tflite` | TensorFlow |
+    | `"torch"` | `.pt2` | PyTorch |
+
+    Args:
+        model: A Sequential or functional `keras.Model`, as `morph` gives it.
+        path: Where to, in a folder that exists.
+        format: One of the table. Default: by the ending of `path`.
+        backend: `"tensorflow"`, `"jax"` or `"torch"`: the one that shall
+            write. Default: the running one if it can, else the first of the
+            table.
+        **options: For `model.export`, such as `input_signature`,
+            `opset_version` (ONNX) or `optimizations` (LiteRT). For another
+            process they are pickled.
+
+    Layers and functions of one's own, registered with
+    `keras.saving.register_keras_serializable`, reach the other process by
+    import of the module that defines them: not from a notebook or script.
+
+    Raises:
+        TypeError, ValueError: If an argument cannot be used; the message
+            says why.
+        FileExistsError, FileNotFoundError: If `path` cannot be written to.
+        ImportError: If the format needs a package that is not installed.
+        RuntimeError: If the other process fails; with its error.
+
+    Example:
+
+    ```python
+    small = hyper.morph(ratio=0.25)
+    keras_neumeta.export(small, "small")
+    ```
+    """
+    if isinstance(model, ManifoldHyperModel):
+        raise TypeError(
+            "Argument `model` must be a network of one size. Received the "
+            f"hypermodel '{model.name}', which has them all. Morph it first: "
+            "`export(hyper.morph(ratio=0.5), path)`."
+        )
+    check_model(model)
+    path = pathlib.Path(path)
+    format = _checked_format(format, path)
+    backend = _checked_backend(backend, format, model)
+    _check_path(path, format)
+    # Beside the result, so that moving it there is one step.
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}-", dir=path.parent
+    ) as folder:
+        folder = pathlib.Path(folder)
+        made = folder / "made"
+        made.mkdir()
+        if backend == keras.backend.backend():
+            _export(model, made / path.name, format, options)
+        else:
+            _export_by(backend, model, made / path.name, format, options)
+        for new in sorted(made.iterdir()):
+            _move(new, path.parent / new.name, folder / "old")
+
+
+def _checked_format(format, path):
+    endings = {each.ending: name for name, each in _FORMATS.items()}
+    if format is None:
+        if path.suffix not in endings:
+            raise ValueError(
+                "Argument `path` must have an ending that says the format, "
+                f"one of {list(endings)}, or `format` must be given. "
+                f"Received: path={str(path)!r}"
+            )
+        return endings[path.suffix]
+    if format not in _FORMATS:
+        raise ValueError(
+            f"Argument `format` must be one of {list(_FORMATS)}. "
+            f"Received: format={format!r}"
+        )
+    ending = _FORMATS[format].ending
+    if ending and path.suffix != ending:
+        raise ValueError(
+            f"Argument `path` must end with {ending!r} for format {format!r}. "
+            f"Received: path={str(path)!r}"
+        )
+    return format
+
+
+def _checked_backend(backend, format, model):
+    backends = _FORMATS[format].backends
+    running = keras.backend.backend()
+    if backend is None:
+        backend = running if running in backends else backends[0]
+        # PyTorch traces with images of one pixel, where others are not said.
+        if (backend, format) == ("torch", "onnx") and any(
+            None in x.shape[1:] for x in model.inputs
+        ):
+            backend = backends[0]
+    if backend not in backends:
+        raise ValueError(
+            f"Argument `backend` must be one of {list(backends)} for format "
+            f"{format!r}, or None. Received: backend={backend!r}"
+        )
+    if importlib.util.find_spec(backend) is None:
+        raise ImportError(
+            f"Format {format!r} is written by {backend}, which is not "
+            f"installed: `pip install {backend}`. The running backend is "
+            f"{running}."
+        )
+    return backend
+
+
+def _check_path(path, format):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            "Argument `path` must lie in a folder that exists. Create "
+            f"{str(path.parent)!r} first. Received: path={str(path)!r}"
+        )
+    if _FORMATS[format].ending:
+        if path.is_dir():
+            raise FileExistsError(
+                f"Argument `path` must be a file for format {format!r}. "
+                f"Received a folder: path={str(path)!r}"
+            )
+    elif path.exists() and not (
+        path.is_dir()
+        and ((path / "saved_model.pb").exists() or not any(path.iterdir()))
+    ):
+        raise FileExistsError(
+            "Argument `path` must be new, an empty folder or a SavedModel, "
+            f"which is then replaced. Received: path={str(path)!r}, which is "
+            "something else. Delete it, or choose another path."
+        )
+
+
+def _move(new, path, aside):
+    """Puts a finished file or folder into its place."""
+    if not path.is_dir():
+        new.replace(path)
+        return
+    # A folder that is not empty cannot be replaced in one step.
+    path.rename(aside)
+    try:
+        new.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+
+
+def _export(model, path, format, options):
+    """Exports under the running backend."""
+    inputs = function_of(model).input
+    if format == "torch" and not {"input_signature", "dynamic_shapes"} & {
+        *options
+    }:
+        # There is no such module under the other backends.
+        from keras_neumeta.backends.torch import open_shapes
+
+        options = options | {"dynamic_shapes": open_shapes(inputs)}
+        inputs = keras.tree.map_structure(_sample, inputs)
+    # Said here, as Keras wants some models to be called once otherwise.
+    signature = [keras.tree.map_structure(_spec, inputs)]
+    options = {"input_signature": signature, "verbose": False} | options
+    with warnings.catch_warnings():
+        # Tracing warns of each shape that it reads, and the converters of
+        # what they use themselves.
+        warnings.simplefilter("ignore")
+        try:
+            model.export(str(path), format=format, **options)
+        except ImportError as error:
+            raise ImportError(
+                f"Format {format!r} needs a package that is not installed. "
+                'All are by `pip install "keras_neumeta[export]"`. '
+                f"Received: {error}"
+            ) from error
+
+
+def _spec(x):
+    return keras.layers.InputSpec(
+        shape=tuple(x.shape), dtype=x.dtype, name=x.name
+    )
+
+
+def _sample(x):
+    """An input with sizes to trace with, which most networks take."""
+    sizes = [3, *(64 + 32 * n for n in range(len(x.shape) - 1))]
+    shape = [sizes[n] if s is None else s for n, s in enumerate(x.shape)]
+    return keras.KerasTensor(shape, dtype=x.dtype, name=x.name)
+
+
+def _export_by(backend, model, path, format, options):
+    """Exports under another backend, in a process of its own.
+
+    Args:
+        path: Where to, in a folder for this export alone.
+    """
+    folder = path.parent.parent
+    order = (_own_modules(model), str(path), format, options)
+    try:
+        (folder / "order.pkl").write_bytes(pickle.dumps(order))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise TypeError(
+            f"Arguments {sorted(options)} must be objects that can be "
+            f"pickled: format {format!r} is written by another process, "
+            f"under {backend}. Define functions in a module. Received: {error}"
+        ) from error
+    model.save(folder / "model.keras")
+    settings = {
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        # The GPU may be full already, and is of no use for this.
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | settings,
+    )
+    if done.returncode == 0:
+        return
+    reason = f"exit status {done.returncode}\n{done.stderr[-1000:]}"
+    with contextlib.suppress(FileNotFoundError):
+        reason = (folder / "error.txt").read_text()
+    raise RuntimeError(
+        f"'{model.name}' was not exported as {format!r} by {backend} (the "
+        f"running backend is {keras.backend.backend()}): {reason.strip()}\n"
+        "To see more, do the same by hand: save the model as a `.keras` file, "
+        f"start Python with KERAS_BACKEND={backend}, load it there with "
+        "`keras.saving.load_model`, and call `model.export`."
+    )
+
+
+def _own_modules(model):
+    """Names of the modules that define what the model has of the user's."""
+    modules = set()
+    for name in _registered_names(keras.saving.serialize_keras_object(model)):
+        value = keras.saving.get_registered_object(name)
+        if value is None:
+            continue
+        if value.__module__ == "__main__":
+            raise ValueError(
+                f"Argument `model`: '{value.__name__}' is defined in a script "
+                "or notebook, where the process that exports cannot import it "
+                "from. Move it into a module that both import."
+            )
+        modules.add(value.__module__)
+    return sorted(modules)
+
+
+def _registered_names(config):
+    if isinstance(config, dict):
+        if "class_name" in config:
+            names = (config.get("registered_name"), config.get("config"))
+            yield from (name for name in names if isinstance(name, str))
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for value in config:
+            yield from _registered_names(value)
+
+
+def _main(arguments):
+    """What the other process does."""
+    folder = pathlib.Path(arguments[1])
+    try:
+        order = pickle.loads((folder / "order.pkl").read_bytes())
+        modules, path, format, options = order
+        for module in modules:
+            importlib.import_module(module)
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        _export(model, path, format, options)
+    except Exception as error:
+        text = "".join(traceback.format_exception_only(error))
+        (folder / "error.txt").write_text(text)
+        sys.exit(1)
