@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = [path.stem for path in (ROOT / "guides").glob("*.ipynb")]
+NAMES = sorted(path.stem for path in (ROOT / "guides").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "guides")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("GUIDES_QUICK", "1")
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 # One backend: up to 15 seconds each, and the guides say it where the backend
