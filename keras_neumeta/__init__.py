@@ -2,6 +2,7 @@
 
 from keras_neumeta import models as models
 from keras_neumeta.calibration import calibrate as calibrate
+from keras_neumeta.evaluate_sizes import EvaluateSizes as EvaluateSizes
 from keras_neumeta.export import export as export
 from keras_neumeta.fields import AnchoredField as AnchoredField
 from keras_neumeta.fields import ImplicitField as ImplicitField

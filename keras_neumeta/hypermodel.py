@@ -409,6 +409,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 loss = self._compute_loss(
                     x, y, outputs, sample_weight, training=True
                 )
+                loss = loss / self.replica_share
             task_total = task_total + loss
             if largest is not None and self.distillation:
                 distilled = self._distill(largest, outputs, sample_weight)
@@ -465,7 +466,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         if self.distillation_loss == "auto":
             losses = distillation_losses(losses)
         else:
-            custom = _reduced(keras.losses.get(self.distillation_loss))
+            custom = _reduced(
+                keras.losses.get(self.distillation_loss), self.replica_share
+            )
             losses = [None if loss is None else custom for loss in losses]
         shares = per_output(
             self._compile_config.config["loss_weights"],
@@ -479,7 +482,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             if loss is not None:
                 share = 1.0 if share is None else share
                 total = total + share * loss(a, b, weight)
-        return total
+        return total / self.replica_share
 
     def _reconstruct(self, weights):
         """Mean over tensors of mean(|w*| / max|w*| * (w - w*)^2)."""
@@ -524,6 +527,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         divisor=1,
         calibration_data=None,
         name=None,
+        into=None,
     ):
         """Builds the plain network of a size, with weights from the field.
 
@@ -556,6 +560,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 on which the batch-norm statistics are measured anew. Default:
                 the statistics that training kept for this size.
             name: Name of the new model. Default: that of the target.
+            into: A network that an earlier call built for the same size: it
+                is given the weights of now, and no new one is built.
 
         Returns:
             A Sequential or functional `keras.Model` that knows nothing of
@@ -579,6 +585,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             "noise": noise,
             "calibration_data": calibration_data,
             "name": name,
+            "into": into,
         }
         if isinstance(ratio, np.ndarray):
             ratio = ratio.tolist()
@@ -587,6 +594,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 raise ValueError(
                     "A list of ratios cannot be combined with `sizes`, "
                     "`params` or `macs`. Ask for one of them at a time."
+                )
+            if into is not None:
+                raise ValueError(
+                    "Argument `into` takes one network, and a list of ratios "
+                    "asks for several. Ask for one at a time."
                 )
             chosen = [
                 choose_sizes(
@@ -753,8 +765,13 @@ def _batch_size(x):
     return ops.shape(first)[0]
 
 
-def _reduced(loss):
-    """A loss function or object as `(teacher, student, weight) -> scalar`."""
+def _reduced(loss, share):
+    """A loss function or object as `(teacher, student, weight) -> scalar`.
+
+    As loss objects do, in parts that several replicas add up.
+    """
     if isinstance(loss, keras.losses.Loss):
         return loss
-    return lambda teacher, student, weight: ops.mean(loss(teacher, student))
+    return lambda teacher, student, weight: (
+        ops.mean(loss(teacher, student)) * share
+    )

@@ -54,7 +54,15 @@ def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate, depth):
     return graph.sizes_within(params, macs, divisor, depth)
 
 
-def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
+def morph(
+    hyper,
+    sizes,
+    samples=1,
+    noise=1.0,
+    calibration_data=None,
+    name=None,
+    into=None,
+):
     """See `ManifoldHyperModel.morph`; `sizes` are those of the graph."""
     if isinstance(samples, bool) or not isinstance(samples, int):
         raise TypeError(
@@ -82,12 +90,32 @@ def morph(hyper, sizes, samples=1, noise=1.0, calibration_data=None, name=None):
         for v in hyper.statistics.generate(sizes, weights)
     ]
     states = [ops.convert_to_numpy(v) for v in hyper.states]
-    model = resize(hyper.graph, sizes, name=name)
     values = hyper.networks.full.merge(weights, statistics, states)
-    assign(model, [values[index] for index in hyper.graph.members(sizes)])
+    values = [values[index] for index in hyper.graph.members(sizes)]
+    if into is None:
+        model = resize(hyper.graph, sizes, name=name)
+    else:
+        model = into
+        _check_into(model, values)
+    assign(model, values)
     if calibration_data is not None:
         calibrate(model, calibration_data)
     return model
+
+
+def _check_into(model, values):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Argument `into` must be a `keras.Model` that `morph` has built. "
+            f"Received: into={model!r}"
+        )
+    shapes = [tuple(variable.shape) for variable in model.variables]
+    if shapes != [value.shape for value in values]:
+        raise ValueError(
+            f"Argument `into`: '{model.name}' is not of the size that is "
+            "asked for. Give the network that `morph` built for the same "
+            "size, or leave `into` out."
+        )
 
 
 def _average_weights(hyper, sizes, samples, noise):

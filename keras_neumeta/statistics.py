@@ -81,15 +81,18 @@ class StatisticsField(keras.layers.Layer):
         for number, bundle in enumerate(self.bundles):
             layout = self.layouts[bundle[0]]
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
-            variable = self.add_weight(
-                shape=(len(self.size_knots), *value.shape),
-                initializer="zeros",
-                trainable=False,
-                name=f"knots_{number}",
-            )
-            variable.assign(
-                np.broadcast_to(value, tuple(variable.shape)).copy()
-            )
+            value = np.broadcast_to(value, (len(self.size_knots), *value.shape))
+            # Each replica measures its part of the batch; outside of a step
+            # their mean is read. `add_weight` cannot say so.
+            with keras.name_scope(self.name):
+                variable = keras.Variable(
+                    value.copy(),
+                    dtype="float32",
+                    trainable=False,
+                    synchronization="on_read",
+                    aggregation="mean",
+                    name=f"knots_{number}",
+                )
             self.knots.append(variable)
             shape = (-1, *[1] * len(layout.shape))
             lowest = [self.layouts[i].minimum for i in bundle]

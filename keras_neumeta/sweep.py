@@ -196,7 +196,7 @@ def sweep(
     table = Sweep()
     for ratio in ratios:
         model = hyper.morph(ratio, **morph)
-        _compile_like(model, hyper)
+        compile_like(model, hyper)
         table.add("morph", ratio, model, x, y, **arguments)
     full = hyper.morph(1.0)
     if cut:
@@ -205,10 +205,10 @@ def sweep(
                 full, ratio, hyper.morphed_layers, morph.get("divisor", 1)
             )
             model = cut_channels(full, keep)
-            _compile_like(model, hyper)
+            compile_like(model, hyper)
             table.add("cut", ratio, model, x, y, **arguments)
     _silence(full, hyper.graph)
-    _compile_like(full, hyper)
+    compile_like(full, hyper)
     table.add("floor", None, full, x, y, **arguments)
     return table
 
@@ -239,7 +239,7 @@ def _file_size(model):
         return os.path.getsize(path)
 
 
-def _compile_like(model, other):
+def compile_like(model, other):
     """Compiles a model for evaluation, with another one's loss and metrics."""
 
     def copy(value):

@@ -5,6 +5,8 @@ import keras
 
 
 class GradientStep:
+    replica_share = 1.0
+
     def train_step(self, state, data):
         trainable, non_trainable, optimizer_variables, metrics = state
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

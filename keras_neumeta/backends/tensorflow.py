@@ -5,11 +5,16 @@ import tensorflow as tf
 
 
 class GradientStep:
+    @property
+    def replica_share(self):
+        """What Keras multiplies the losses of one replica by."""
+        return 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             loss, y_pred = self.manifold_loss(x, y, sample_weight)
-            scaled = self.optimizer.scale_loss(loss)
+            scaled = self.optimizer.scale_loss(loss * self.replica_share)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply_gradients(zip(gradients, variables))

@@ -1,0 +1,95 @@
+"""`EvaluateSizes`: the metrics of chosen sizes in the logs of training."""
+
+import keras
+
+from keras_neumeta.sweep import RATIOS, compile_like
+
+
+class EvaluateSizes(keras.callbacks.Callback):
+    """Evaluates sizes of a hypermodel at the end of epochs, while it trains.
+
+    The logs get each metric of each size: `val_loss@0.25`,
+    `val_accuracy@0.25`. Keras hands the logs from one callback to the next:
+    name this one before those that read them (`EarlyStopping`,
+    `ModelCheckpoint`, `CSVLogger`, `TensorBoard`). `History` and the progress
+    bar always come last.
+
+    `validation_data` of `fit` evaluates the full size alone, as `val_loss`
+    and `val_accuracy`.
+
+    Each size is a network of its own, built and compiled when training
+    begins; an epoch only gives it new weights.
+
+    Args:
+        x, y: Validation data, as for `evaluate` (arrays, or a dataset).
+        ratios: Kept widths; or a dict from names of sizes, which then stand
+            behind the `@`, to the arguments of `hyper.morph`, such as
+            `{"small": {"ratio": 0.5, "depth": 2}, "tiny": {"macs": 0.1}}`.
+        freq: At the end of each how many epochs. Those between have no such
+            logs, as with `validation_freq` of `fit`.
+        batch_size, verbose: As for `evaluate`.
+        morph: Further arguments of `hyper.morph`, for all sizes.
+
+    Raises:
+        TypeError, ValueError: If an argument cannot be used; the message
+            says why.
+
+    Example:
+
+    ```python
+    sizes = keras_neumeta.EvaluateSizes(x_test, y_test, ratios=[0.5, 0.25])
+    stop = keras.callbacks.EarlyStopping(
+        "val_accuracy@0.25", mode="max", patience=3, restore_best_weights=True
+    )
+    hyper.fit(x, y, epochs=2, callbacks=[sizes, stop])
+    ```
+    """
+
+    def __init__(
+        self,
+        x,
+        y=None,
+        ratios=RATIOS,
+        *,
+        freq=1,
+        batch_size=None,
+        verbose=0,
+        **morph,
+    ):
+        super().__init__()
+        if isinstance(freq, bool) or not isinstance(freq, int) or freq < 1:
+            raise ValueError(
+                "Argument `freq` must be a number of epochs, at least 1. "
+                f"Received: freq={freq!r}"
+            )
+        if not isinstance(ratios, dict):
+            ratios = {f"{ratio:g}": {"ratio": ratio} for ratio in ratios}
+        if not ratios:
+            raise ValueError("Argument `ratios` must not be empty.")
+        self.sizes = {name: {**morph, **size} for name, size in ratios.items()}
+        self.freq = freq
+        self.data = {"x": x, "y": y}
+        self.options = {"batch_size": batch_size, "verbose": verbose}
+
+    def on_train_begin(self, logs=None):
+        # The attribute `model` of a callback also fetches the state of JAX.
+        hyper = self.model
+        self.models = {}
+        for name, size in self.sizes.items():
+            self.models[name] = hyper.morph(**size)
+            compile_like(self.models[name], hyper)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None or (epoch + 1) % self.freq:
+            return
+        hyper = self.model
+        for name, model in self.models.items():
+            hyper.morph(**self.sizes[name], into=model)
+            results = model.evaluate(
+                **self.data, **self.options, return_dict=True
+            )
+            for metric, value in results.items():
+                logs[f"val_{metric}@{name}"] = value
+
+    def on_train_end(self, logs=None):
+        self.models = {}

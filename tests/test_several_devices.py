@@ -1,0 +1,116 @@
+"""Several devices learn what one does, in processes of their own.
+
+Devices are set up before a backend starts: `python
+tests/test_several_devices.py ...` runs the example with the network of this
+test and prints its losses.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_neumeta as nm
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def make():
+    """A hypermodel with every term of the loss, and statistics."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(4, 5, strides=4, activation="relu"),
+            # By itself, each device would use the statistics of its part.
+            layers.BatchNormalization(synchronized=tensorflow()),
+            layers.Conv2D(8, 3, strides=2, kernel_regularizer="l2"),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+    if keras.backend.backend() == "torch":
+        # PyTorch has none that are synchronized.
+        model = nm.fold_batch_norm(model)
+    hyper = nm.ManifoldHyperModel(
+        model,
+        sampler=nm.Sandwich(num_fixed=2, bands=1, seed=0),
+        distillation_loss=keras.losses.mean_absolute_error,
+        reconstruction=1.0,
+        weight_norm=1e-3,
+        noise=1.0,
+        seed=0,
+    )
+    hyper.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return hyper
+
+
+def tensorflow():
+    return keras.backend.backend() == "tensorflow"
+
+
+def run(folder, *arguments):
+    """The losses of the example with this network."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--quick", "--dataset", "digits"]
+        + ["--output", folder, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},
+    )
+    assert done.returncode == 0, done.stderr
+    history = json.loads((folder / "history.json").read_text())
+    small = keras.saving.load_model(folder / "quarter.keras")
+    return history, small.get_weights()
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    pytest.importorskip("sklearn")
+    return run(tmp_path_factory.mktemp("one"))
+
+
+def assert_same(results, expected):
+    history, weights = results
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(
+            history[name], values, rtol=1e-4, err_msg=name
+        )
+    for value, other in zip(weights, expected[1], strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.jax  # PyTorch takes a process per device.
+def test_devices_learn_what_one_does(one_device, tmp_path):
+    number = "2" if tensorflow() else "8"
+    assert_same(run(tmp_path, "--devices", number), one_device)
+
+
+@pytest.mark.jax
+@pytest.mark.torch  # Keras cannot with several processes of TensorFlow.
+def test_processes_learn_what_one_does(one_device, tmp_path):
+    assert_same(run(tmp_path, "--processes", "2"), one_device)
+
+
+if __name__ == "__main__":
+    # Where the example finds its neighbours.
+    sys.path.insert(0, str(EXAMPLES))
+    specification = importlib.util.spec_from_file_location(
+        "example", EXAMPLES / "several_devices.py"
+    )
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    example.make = make
+    example.main()
