@@ -180,10 +180,12 @@ for name in ("loss", "val_accuracy@1", "val_accuracy@0.25"):
 """
 ## Go on after a break
 
-`keras.callbacks.BackupAndRestore` writes a backup after each epoch (or every
-so many steps, with `save_freq`), and a training that is started again with the
-same arguments goes on from it. What the hypermodel has learned comes back: the
-field, the statistics, the optimizer, and where the sampler was.
+`keras.callbacks.BackupAndRestore` writes a backup after each epoch, and a
+training that is started again with the same arguments goes on from it. What the
+hypermodel has learned comes back: the field, the statistics, the optimizer, and
+where the sampler was. With `double_checkpoint=True` a backup that was cut off
+while it was written does no harm. With `save_freq` in steps, Keras begins the
+epoch anew: it does not know which of its data were seen.
 
 Here a training breaks off after one of three epochs, as if the machine had gone
 down; the second call of `fit` does the other two. Compared with a training that
@@ -273,6 +275,8 @@ if not QUICK:
     losses("torch", "--processes", "2")
 
 """
-Batch size is that of all devices together, and the learning rate goes with it:
-with the same global batch, nothing else changes.
+The batch size is that of all devices together: with the same one, nothing else
+has to change. Batch norm is an exception, as in plain Keras: each device of
+TensorFlow, and each process of PyTorch, normalizes its part of the batch by
+itself. `BatchNormalization(synchronized=True)` mends that on TensorFlow.
 """

@@ -109,7 +109,13 @@ def _is_kept(output):
     """Whether an output is no warning and no object at some address."""
     if output.output_type == "execute_result":
         return "image/png" in output.data
-    return output.get("name") != "stderr"
+    if output.output_type == "stream":
+        # TensorFlow names its temporary folders.
+        lines = output.text.splitlines(keepends=True)
+        lines = [x for x in lines if not x.startswith("INFO:tensorflow:")]
+        output.text = "".join(lines)
+        return output.name == "stdout" and lines
+    return True
 
 
 def main(arguments=None):
