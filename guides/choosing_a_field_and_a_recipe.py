@@ -220,7 +220,7 @@ for title, field in fields.items():
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
 | the full size to suffer less | a higher `ratio_power` |
-| a pretrained network to stay close | `reconstruction=1.0` |
+| a pretrained network to stay close | a high `reconstruction` |
 | fewer blocks too | `min_depth=2` |
 
 Then:

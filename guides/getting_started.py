@@ -13,10 +13,13 @@ that holds every width of your network. Afterwards
 - `hyper.morph(ratio=0.25)` gives a plain, physically smaller `keras.Model`,
 - without training again, and with nothing of this library inside.
 
-This guide walks once through all of it, on handwritten digits. It needs
-TensorFlow; the training takes some minutes on a CPU.
+This guide walks once through all of it, on handwritten digits. The training
+takes some minutes on a CPU.
 
 ## Set-up
+
+`pip install "keras_neumeta[tensorflow,data,plot]"`. The data loader is that of
+the examples, so start in the folder `guides` of a checkout.
 """
 
 import os
