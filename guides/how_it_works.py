@@ -317,8 +317,9 @@ for which see `choosing_a_field_and_a_recipe`. But three things can be seen.
   start near guessing, pull at the weights that all share, and 79 steps are too
   few to make up for it.
 - Distillation alone is far behind so early: the teacher is the full size of the
-  same step, which itself suffers. With the labels beside it, it does no harm.
-- `reconstruction=1` changes nothing. The log says why: the term is a
+  same step, which itself has to learn. Without any, all sizes are ahead after
+  these few steps; whether that holds in a whole training is another question.
+- `reconstruction=1` changes nothing. The log says why: the term is less than a
   ten-thousandth of the loss. Look at the log before you believe that a term is
   at work.
 
