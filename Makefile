@@ -66,7 +66,7 @@ $(DEMO): pyproject.toml $(PINS) $(CREATED)
 $(TEST): $(DEMO)
 	@echo "== Installing PyTorch, JAX and test tools (some minutes, once)"
 	@$(PIP) $(TORCH_FLAGS) torch
-	@$(PIP) --editable ".[tensorflow,jax,torch,cv,data,plot,test]"
+	@$(PIP) --editable ".[tensorflow,jax,torch,cv,data,export,plot,test]"
 	@touch $@
 
 $(LINT): pyproject.toml $(PINS) $(CREATED)

@@ -4,24 +4,31 @@ import statistics
 import time
 
 
-def seconds_of(function, repeats):
+def seconds_of(function, repeats, clock=time.perf_counter):
     """Mean seconds of one call."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         function()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
-def alternate(first, second, blocks=5, repeats=3):
+def alternate(first, second, blocks=5, repeats=3, clock=time.perf_counter):
     """Times two functions in turns.
 
     A machine whose speed drifts slows both alike.
+
+    Args:
+        clock: `time.process_time` for functions of one thread that shall not
+            count what else the machine does.
 
     Returns:
         Median seconds of each, and the median of the blocks' ratios.
     """
     pairs = [
-        (seconds_of(first, repeats), seconds_of(second, repeats))
+        (
+            seconds_of(first, repeats, clock),
+            seconds_of(second, repeats, clock),
+        )
         for _ in range(blocks)
     ]
     return (

@@ -73,6 +73,9 @@ def export(model, path, format=None, *, backend=None, **options):
             `opset_version` (ONNX) or `optimizations` (LiteRT). For another
             process they are pickled.
 
+    A SavedModel from JAX runs on the kind of device that wrote it, CPU or
+    GPU; with `backend="tensorflow"` it runs on both.
+
     Layers and functions of one's own, registered with
     `keras.saving.register_keras_serializable`, reach the other process by
     import of the module that defines them: not from a notebook or script.

@@ -1,5 +1,6 @@
 """`ManifoldHyperModel`: one network, trained as every size of itself."""
 
+import inspect
 import warnings
 
 import keras
@@ -27,6 +28,8 @@ from keras_neumeta.graph import (
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import (
+    FILE_VERSION,
+    checked_config,
     load_generator,
     register_serializable,
     save_generator,
@@ -634,6 +637,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         if not isinstance(distillation_loss, str):
             distillation_loss = serialize(distillation_loss)
         return {
+            "version": FILE_VERSION,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": serialize(self.dtype_policy),
@@ -653,16 +657,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for key in ("model", "field", "sampler", "dtype"):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects=custom_objects
-            )
-        if not isinstance(config["distillation_loss"], str):
-            config["distillation_loss"] = keras.saving.deserialize_keras_object(
-                config["distillation_loss"],
-                custom_objects=custom_objects,
-            )
+        arguments = inspect.signature(ManifoldHyperModel.__init__).parameters
+        config = checked_config(
+            config, {*arguments, "dtype"} - {"self", "kwargs", "smooth"}
+        )
+        for key in ("model", "field", "sampler", "dtype", "distillation_loss"):
+            if isinstance(config.get(key), dict):
+                config[key] = keras.saving.deserialize_keras_object(
+                    config[key], custom_objects=custom_objects
+                )
         # The weights that follow are smooth already.
         return cls(**config, smooth=False)
 

@@ -3,9 +3,44 @@
 import keras
 from keras import ops
 
+from keras_neumeta.version import __version__
+
+# Of what a hypermodel saves; see CONTRIBUTING.
+FILE_VERSION = 1
+
 register_serializable = keras.saving.register_keras_serializable(
     package="keras_neumeta"
 )
+
+
+def checked_config(config, keys):
+    """A saved config without its version, if this version can read it.
+
+    Args:
+        config: Dict that `get_config` returned, its version among it.
+        keys: Names that this version saves. Files of older versions may lack
+            some.
+
+    Raises:
+        ValueError: If it was saved by a newer version, or is not complete.
+    """
+    config = dict(config)
+    version = config.pop("version", 1)
+    if version not in range(1, FILE_VERSION + 1):
+        raise ValueError(
+            "The hypermodel was saved by another version of keras_neumeta: "
+            f"expected a file version of 1 to {FILE_VERSION}, which is what "
+            f"keras_neumeta {__version__} reads. Received: {version!r}. "
+            "Update keras_neumeta."
+        )
+    missing = sorted(keys - config.keys())
+    if missing and version == FILE_VERSION:
+        raise ValueError(
+            "The config of the hypermodel is not complete, the file may be "
+            f"damaged: expected the entries {sorted(keys)}. Missing: "
+            f"{missing}. Save the hypermodel again."
+        )
+    return config
 
 
 def save_generator(store, key, generator):

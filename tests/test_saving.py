@@ -1,5 +1,7 @@
 """Saving and loading: the hypermodel, and morphed networks without it."""
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -56,15 +58,35 @@ def file(trained, tmp_path_factory):
     return path
 
 
-def run_python(code, *arguments):
-    """Runs Python code in a new process on the same backend."""
+def run_python(code, *arguments, backend=None):
+    """Runs Python code in a new process, by default on the same backend."""
+    backend = backend or keras.backend.backend()
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},
+        env=os.environ | {"KERAS_BACKEND": backend},
     )
     assert done.returncode == 0, done.stderr
+
+
+def rewritten(file, path, config=None, leave_out="nothing"):
+    """A copy of a saved model.
+
+    Args:
+        config: A function that changes the config in place.
+        leave_out: Name of a file that the copy lacks.
+    """
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json" and config is not None:
+                changed = json.loads(content)
+                config(changed["config"])
+                content = json.dumps(changed)
+            if name != leave_out:
+                new.writestr(name, content)
+    return path
 
 
 def assert_same_morphs(first, second):
@@ -136,7 +158,12 @@ def test_loading_goes_on_as_if_nothing_had_happened(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_hypermodel_loads_in_another_process(trained, file, tmp_path):
+# What the backend that is named saves, the one beside it loads; the files of
+# `test_old_files.py` are loaded by all.
+NEXT = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
+
+
+def test_hypermodel_loads_on_another_backend(trained, file, tmp_path):
     x, _ = data()
     np.save(tmp_path / "x.npy", x)
     expected = ops.convert_to_numpy(trained.morph(0.5)(x))
@@ -154,6 +181,7 @@ np.testing.assert_allclose(outputs, expected, atol=1e-5)
 """,
         file,
         tmp_path,
+        backend=NEXT[keras.backend.backend()],
     )
 
 
@@ -192,13 +220,100 @@ def test_damaged_file_raises(file, tmp_path, damage):
     elif damage == "not a zip":
         broken.write_bytes(b"not a model")
     else:
-        with zipfile.ZipFile(file) as old, zipfile.ZipFile(broken, "w") as new:
-            for name in old.namelist():
-                if not name.endswith(".h5"):
-                    new.writestr(name, old.read(name))
+        rewritten(file, broken, leave_out="model.weights.h5")
     with pytest.raises((ValueError, OSError, KeyError, zipfile.BadZipFile)):
         keras.models.load_model(broken)
     assert list(tmp_path.iterdir()) == [broken]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"version": 2}, "(?s)another version.*1 to 1.*2.*Update"),
+        ({"version": "new"}, "(?s)another version.*'new'"),
+        ({"noise": None}, r"(?s)not complete.*Missing: \['noise'\]"),
+        ({"model": None, "field": None}, r"Missing: \['field', 'model'\]"),
+    ],
+)
+def test_config_that_cannot_be_read(file, tmp_path, change, message):
+    def config(content):
+        content.update(change)
+        for name in [name for name, value in change.items() if value is None]:
+            del content[name]
+
+    broken = rewritten(file, tmp_path / "broken.keras", config)
+    with pytest.raises(ValueError, match=message):
+        keras.models.load_model(broken)
+
+
+SERIALIZED = ["model", "field", "sampler", "distillation_loss", "dtype"]
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module that leaves a mark as soon as it is imported."""
+    mark = tmp_path / "mark"
+    (tmp_path / "trap.py").write_text(
+        f"import keras\nopen({str(mark)!r}, 'w').close()\n"
+        "class Trap(keras.layers.Layer): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    return mark
+
+
+@pytest.mark.parametrize("place", SERIALIZED)
+def test_hostile_config_runs_no_code(file, tmp_path, trap, place):
+    """Objects of modules that are not Keras' and not registered."""
+    command = f"touch {trap}"
+    for module, kind, config in [
+        ("trap", "Trap", {}),
+        ("trap", "function", "Trap"),
+        ("os", "function", "system"),
+        ("subprocess", "Popen", {"args": command, "shell": True}),
+        ("builtins", "function", "exec"),
+        ("keras.utils", "function", "get_file"),
+    ]:
+        hostile = {"module": module, "class_name": kind, "config": config}
+        broken = rewritten(
+            file,
+            tmp_path / "broken.keras",
+            lambda content, value=hostile: content.update({place: value}),
+        )
+        with pytest.raises((TypeError, ValueError)):
+            keras.models.load_model(broken)
+        assert not trap.exists()
+    importlib.import_module("trap")
+    assert trap.exists()
+
+
+def test_hostile_lambda_runs_no_code(file, tmp_path):
+    mark = tmp_path / "mark"
+    hostile = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(8, 3),
+            layers.Lambda(
+                lambda x, path=str(mark): (open(path, "w").close(), x)[1],
+                output_shape=lambda shape: shape,
+            ),
+            layers.Conv2D(8, 3),
+        ]
+    )
+    serialized = keras.saving.serialize_keras_object(hostile)
+    mark.unlink(missing_ok=True)
+    broken = rewritten(
+        file,
+        tmp_path / "broken.keras",
+        lambda content: content.update({"model": serialized}),
+    )
+    with pytest.raises(ValueError, match="(?i)lambda"):
+        keras.models.load_model(broken)
+    assert not mark.exists()
+    # The attack is one: where its file is trusted, it runs.
+    with pytest.raises(Exception, match=".*"):
+        keras.models.load_model(broken, safe_mode=False)
+    assert mark.exists()
 
 
 def test_failed_save_leaves_nothing(trained, tmp_path):
