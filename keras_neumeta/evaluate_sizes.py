@@ -74,6 +74,12 @@ class EvaluateSizes(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         # The attribute `model` of a callback also fetches the state of JAX.
         hyper = self.model
+        if not hasattr(hyper, "morph"):
+            raise TypeError(
+                "`EvaluateSizes` is a callback for the `fit` of a "
+                f"`ManifoldHyperModel`. Received: {type(hyper).__name__} "
+                f"'{hyper.name}'"
+            )
         self.models = {}
         for name, size in self.sizes.items():
             self.models[name] = hyper.morph(**size)

@@ -241,6 +241,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """The plain model at full size, with the current weights."""
         return self.morph(ratio=1.0)
 
+    def __dir__(self):
+        # Keras saves all that `dir` names: the target, built when it is asked
+        # for, would be in every file a second time.
+        return [name for name in super().__dir__() if name != "target"]
+
     def _constant(self, name, value):
         """A variable that is not trained."""
         variable = self.add_weight(

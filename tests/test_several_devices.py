@@ -91,17 +91,27 @@ def assert_same(results, expected):
         np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.tensorflow
-@pytest.mark.jax  # PyTorch takes a process per device.
-def test_devices_learn_what_one_does(one_device, tmp_path):
-    number = "2" if tensorflow() else "8"
-    assert_same(run(tmp_path, "--devices", number), one_device)
+# PyTorch takes a process per device; Keras cannot with several processes of
+# TensorFlow.
+SEVERAL = {
+    "tensorflow": ("--devices", "2"),
+    "jax": ("--devices", "8"),
+    "torch": ("--processes", "2"),
+}
 
 
-@pytest.mark.jax
-@pytest.mark.torch  # Keras cannot with several processes of TensorFlow.
-def test_processes_learn_what_one_does(one_device, tmp_path):
-    assert_same(run(tmp_path, "--processes", "2"), one_device)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        SEVERAL[keras.backend.backend()],
+        pytest.param(
+            ("--processes", "2"), marks=[pytest.mark.jax, pytest.mark.slow]
+        ),
+    ],
+    ids=" ".join,
+)
+def test_devices_learn_what_one_does(arguments, one_device, tmp_path):
+    assert_same(run(tmp_path, *arguments), one_device)
 
 
 if __name__ == "__main__":

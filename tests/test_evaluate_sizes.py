@@ -1,0 +1,160 @@
+"""The metrics of chosen sizes in the logs of training."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_neumeta as nm
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def hypermodel(**kwargs):
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, activation="relu", name="wide")(inputs)
+    x = layers.BatchNormalization()(x)
+    y = layers.Dense(8, activation="relu", name="block")(x)
+    x = layers.Dropout(0.1, seed=0)(layers.Add()([x, y]))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    sampler = nm.Sandwich(num_fixed=2, num_random=0)
+    hyper = nm.ManifoldHyperModel(model, sampler=sampler, seed=0, **kwargs)
+    # So fast that the last epoch is not the best.
+    hyper.compile(keras.optimizers.SGD(1.0), LOSS, metrics=["accuracy"])
+    return hyper
+
+
+def data():
+    x = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")
+    return x, np.argmax(x[:, :3], axis=1).astype("int32")
+
+
+class Builds(keras.callbacks.Callback):
+    """Counts the networks that `morph` builds, and keeps the small ones."""
+
+    def __init__(self, evaluate, monkeypatch):
+        super().__init__()
+        self.evaluate, self.count, self.logs = evaluate, 0, []
+        resize = nm.morphing.resize
+
+        def counted(*args, **kwargs):
+            self.count += 1
+            return resize(*args, **kwargs)
+
+        monkeypatch.setattr(nm.morphing, "resize", counted)
+
+    def on_epoch_end(self, epoch, logs=None):
+        small = self.model.morph(0.25)
+        self.count -= 1
+        small.compile(loss=LOSS, metrics=["accuracy"])
+        results = small.evaluate(*data(), verbose=0, return_dict=True)
+        self.logs.append((results, dict(logs)))
+        self.models = dict(self.evaluate.models)
+
+
+def test_other_callbacks_see_the_sizes(tmp_path, monkeypatch):
+    hyper = hypermodel()
+    monitor = {"monitor": "val_loss@0.25", "mode": "min"}
+    evaluate = nm.EvaluateSizes(*data(), ratios=[1.0, 0.25])
+    seen = Builds(evaluate, monkeypatch)
+    history = hyper.fit(
+        *data(),
+        batch_size=16,
+        epochs=8,
+        validation_data=data(),
+        verbose=0,
+        callbacks=[
+            evaluate,
+            seen,
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / "best.keras", save_best_only=True, **monitor
+            ),
+            keras.callbacks.EarlyStopping(
+                patience=2, restore_best_weights=True, **monitor
+            ),
+        ],
+    ).history
+    values = history["val_loss@0.25"]
+    best = int(np.argmin(values))
+    # It stopped two epochs after the best one.
+    assert len(values) == best + 3 < 8
+    # As evaluated by itself, and at full size by Keras.
+    for (results, logs), value in zip(seen.logs, values, strict=True):
+        assert logs["val_loss@0.25"] == value
+        assert logs["val_loss@0.25"] == pytest.approx(results["loss"])
+        assert logs["val_accuracy@0.25"] == pytest.approx(results["accuracy"])
+        assert logs["val_loss@1"] == pytest.approx(logs["val_loss"], rel=1e-4)
+    # Two networks, however many epochs.
+    assert seen.count == 2
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_loss@0.25"]) for row in rows] == values
+    # The weights and statistics of the best epoch came back.
+    checkpoint = keras.saving.load_model(tmp_path / "best.keras")
+    for v, w in zip(hyper.weights, checkpoint.weights, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(v), ops.convert_to_numpy(w), v.path
+        )
+
+
+def test_named_sizes_every_other_epoch():
+    hyper = hypermodel(min_depth=0)
+    evaluate = nm.EvaluateSizes(
+        *data(),
+        ratios={"flat": {"ratio": 0.5, "depth": 0}, "tiny": {"macs": 0.3}},
+        freq=2,
+        divisor=2,
+    )
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(
+            (set(logs), [m.count_params() for m in evaluate.models.values()])
+        )
+    )
+    hyper.fit(*data(), epochs=2, verbose=0, callbacks=[evaluate, look])
+    names = {
+        f"val_{metric}@{name}"
+        for metric in ("loss", "accuracy")
+        for name in ("flat", "tiny")
+    }
+    assert not names & seen[0][0] and names <= seen[1][0]
+    expected = [
+        hyper.morph(0.5, depth=0, divisor=2),
+        hyper.morph(macs=0.3, divisor=2),
+    ]
+    assert seen[1][1] == [model.count_params() for model in expected]
+
+
+def test_morph_into_a_network():
+    hyper = hypermodel()
+    small = hyper.morph(0.5)
+    hyper.train_on_batch(*data())
+    expected = hyper.morph(0.5)
+    assert hyper.morph(0.5, into=small) is small
+    for v, w in zip(small.variables, expected.variables, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(v), ops.convert_to_numpy(w)
+        )
+    before = small.get_weights()
+    with pytest.raises(ValueError, match="`into`: .* not of the size"):
+        hyper.morph(0.25, into=small)
+    for value, other in zip(small.get_weights(), before):
+        np.testing.assert_array_equal(value, other)
+    with pytest.raises(TypeError, match="`into` must be a `keras.Model`"):
+        hyper.morph(0.5, into=[small])
+    with pytest.raises(ValueError, match="`into` takes one network"):
+        hyper.morph([0.5, 0.25], into=small)
+
+
+def test_says_what_is_wrong():
+    with pytest.raises(ValueError, match="`freq` must be a number of epochs"):
+        nm.EvaluateSizes(*data(), freq=0)
+    with pytest.raises(ValueError, match="`ratios` must not be empty"):
+        nm.EvaluateSizes(*data(), ratios=[])
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    model.compile("sgd", LOSS)
+    with pytest.raises(TypeError, match="`ManifoldHyperModel`.*Received"):
+        model.fit(*data(), verbose=0, callbacks=[nm.EvaluateSizes(*data())])
