@@ -175,6 +175,9 @@ if installed("openvino"):
     report("OpenVINO", logits, path)
 
 """
+There is one more, for `torch.export.load`: `nm.export(small, "small.pt2")`,
+which PyTorch writes, in another process if need be.
+
 ## Quantisation
 
 Morph first, then quantise: a hypermodel is trained in float32, and each of its
