@@ -116,7 +116,7 @@ format: $(LINT)
 	$(BIN)/ruff format .
 
 docs: $(DOCS)
-	$(BIN)/python docs/build.py
+	KERAS_BACKEND=tensorflow $(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(VENV) outputs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
