@@ -31,10 +31,11 @@ CREATED := $(VENV)/.created
 DEMO := $(VENV)/.demo
 TEST := $(VENV)/.test
 LINT := $(VENV)/.lint
+DOCS := $(VENV)/.docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint format clean \
+.PHONY: help demo test test-slow lint format docs clean \
 	$(BACKENDS:%=test-%) $(BACKENDS:%=test-slow-%)
 
 help:
@@ -44,6 +45,7 @@ help:
 	@echo "make test-slow        the slow tests, on all backends; also test-slow-jax, ..."
 	@echo "make lint             ruff check, ruff format --check, mypy"
 	@echo "make format           let ruff sort the imports and format the code"
+	@echo "make docs             the API reference, as build/docs/index.html"
 	@echo "make clean            remove the environment, caches and outputs"
 	@echo "Options: KERAS_BACKEND=jax (demo), PYTEST_ARGS=\"-k graph -x\" (tests)"
 
@@ -70,6 +72,11 @@ $(TEST): $(DEMO)
 $(LINT): pyproject.toml $(PINS) $(CREATED)
 	@echo "== Installing ruff and mypy"
 	@$(PIP) mypy numpy ruff
+	@touch $@
+
+$(DOCS): $(DEMO)
+	@echo "== Installing pdoc and notebook tools"
+	@$(PIP) --editable ".[tensorflow,docs]"
 	@touch $@
 
 demo: $(if $(filter tensorflow,$(KERAS_BACKEND)),$(DEMO),$(TEST))
@@ -107,6 +114,9 @@ lint: $(LINT)
 format: $(LINT)
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
+
+docs: $(DOCS)
+	KERAS_BACKEND=tensorflow $(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(VENV) outputs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

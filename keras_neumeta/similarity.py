@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.batches import BATCH_SIZE, batches
+from keras_neumeta.figures import new_figure
 from keras_neumeta.graph import layer_patterns
 from keras_neumeta.graph.channel_graph import is_graph
 from keras_neumeta.graph.functional import function_of, single_calls
@@ -176,13 +177,6 @@ def plot_similarities(results, path=None, limits=None):
     )
     ```
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_similarities` and `Similarity.plot` need matplotlib: "
-            "`pip install keras_neumeta[plot]`."
-        ) from error
     measures = {result.measure for result in results.values()}
     if len(measures) != 1:
         raise ValueError(
@@ -191,9 +185,9 @@ def plot_similarities(results, path=None, limits=None):
         )
     limits = limits or _limits(results.values())
     sizes = [len(result.labels) for result in results.values()]
-    figure = Figure(
-        figsize=(0.5 * sum(sizes) + len(sizes) + 1, 0.5 * max(sizes) + 1.5),
-        layout="constrained",
+    figure = new_figure(
+        "`plot_similarities`",
+        (0.5 * sum(sizes) + len(sizes) + 1, 0.5 * max(sizes) + 1.5),
     )
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]

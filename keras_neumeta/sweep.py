@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta import text
+from keras_neumeta.figures import new_figure
 from keras_neumeta.graph import finalize, trace
 from keras_neumeta.pruning import cut as cut_channels
 from keras_neumeta.pruning import largest_channels
@@ -95,13 +96,7 @@ class Sweep:
         Returns:
             The `matplotlib` figure.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "`Sweep.plot` needs matplotlib: "
-                "`pip install keras_neumeta[plot]`."
-            ) from error
+        figure = new_figure("`Sweep.plot`", (6.4, 4.2))
         if metric is None:
             others = [name for name in self.metrics if name != "loss"]
             metric = (others or self.metrics)[0]
@@ -116,7 +111,6 @@ class Sweep:
         def height(row):
             return max(1.0 - row[metric], 1e-4) if as_error else row[metric]
 
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for method in dict.fromkeys(row["method"] for row in self.rows):
             rows = [row for row in self.rows if row["method"] == method]

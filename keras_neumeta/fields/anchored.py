@@ -180,11 +180,13 @@ class AnchoredField(WeightField):
 
     @property
     def extrapolates(self):
+        """Whether it reads above the full size: with a `stretch` above 0."""
         # Neighbours are alike only along a path.
         return self.stretch > 0.0
 
     @property
     def channel_order(self):
+        """`"path"` with a `stretch` above 0, else `"importance"`."""
         return "path" if self.stretch else "importance"
 
     def get_config(self):
