@@ -100,13 +100,12 @@ SEVERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
         SEVERAL[keras.backend.backend()],
-        pytest.param(
-            ("--processes", "2"), marks=[pytest.mark.jax, pytest.mark.slow]
-        ),
+        pytest.param(("--processes", "2"), marks=pytest.mark.jax),
     ],
     ids=" ".join,
 )
