@@ -56,7 +56,7 @@ def morphed(hyper):
         small = hyper.morph(ratio)
         outputs = small(images(), training=False)
         values[f"{ratio}_outputs"] = ops.convert_to_numpy(outputs)
-        for variable in small.variables:
+        for variable in small.weights:
             value = ops.convert_to_numpy(variable)
             values[f"{ratio}_{variable.path.replace('/', '_')}"] = value
     return values

@@ -1,5 +1,6 @@
 """Saving and loading: the hypermodel, and morphed networks without it."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -286,8 +287,8 @@ def test_hostile_lambda_runs_no_code(file, tmp_path):
             keras.Input((6, 6, 1)),
             layers.Conv2D(8, 3),
             layers.Lambda(
-                lambda x, path=str(mark): (open(path, "w").close(), x)[1],
-                output_shape=lambda shape: shape,
+                lambda x, path: (open(path, "w").close(), x)[1],
+                arguments={"path": str(mark)},
             ),
             layers.Conv2D(8, 3),
         ]
@@ -303,7 +304,7 @@ def test_hostile_lambda_runs_no_code(file, tmp_path):
         keras.models.load_model(broken)
     assert not mark.exists()
     # The attack is one: where its file is trusted, it runs.
-    with pytest.raises(Exception, match=".*"):
+    with contextlib.suppress(ValueError):  # Its weights are of another model.
         keras.models.load_model(broken, safe_mode=False)
     assert mark.exists()
 
