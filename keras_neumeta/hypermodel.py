@@ -61,7 +61,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     the full size alone). `morph` then gives a plain network of any size.
 
     The given model is copied, never changed. `evaluate` and `predict` use the
-    full size.
+    full size; `EvaluateSizes` evaluates others while training.
+
+    On several devices (`keras.distribution` on JAX, `tf.distribute` on
+    TensorFlow, processes of `torch.distributed` on PyTorch) all draw the same
+    sizes, and each learns from its part of the batch.
+
+    Files hold all that training has learned and drawn, so that a loaded model
+    goes on as if nothing had happened. `load_weights` restores the optimizer
+    only if it is built: `hyper.optimizer.build(hyper.trainable_variables)`.
 
     Source: Neural Metamorphosis (Yang and Wang, ECCV 2024).
 

@@ -166,7 +166,7 @@ class StatisticsField(keras.layers.Layer):
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)
         changes = [
-            ops.stop_gradient(ops.cast(new, "float32") - old)
+            _finite(ops.stop_gradient(ops.cast(new, "float32") - old))
             for old, new in zip(before, after, strict=True)
         ]
         # What follows from the mean inputs and the weights is not left to
@@ -220,3 +220,8 @@ class StatisticsField(keras.layers.Layer):
             "num_knots": self.num_knots,
             "stretch": self.stretch,
         }
+
+
+def _finite(change):
+    """What overflows in float16 changes no statistic, as it does no weight."""
+    return ops.where(ops.isfinite(change), change, ops.zeros_like(change))

@@ -21,8 +21,7 @@ def hypermodel(**kwargs):
     model = keras.Model(inputs, layers.Dense(3)(x))
     sampler = nm.Sandwich(num_fixed=2, num_random=0)
     hyper = nm.ManifoldHyperModel(model, sampler=sampler, seed=0, **kwargs)
-    # So fast that the last epoch is not the best.
-    hyper.compile(keras.optimizers.SGD(1.0), LOSS, metrics=["accuracy"])
+    hyper.compile(keras.optimizers.SGD(0.1), LOSS, metrics=["accuracy"])
     return hyper
 
 
@@ -62,10 +61,14 @@ def test_other_callbacks_see_the_sizes(tmp_path, monkeypatch):
     history = hyper.fit(
         *data(),
         batch_size=16,
-        epochs=8,
+        epochs=6,
         validation_data=data(),
         verbose=0,
         callbacks=[
+            # Uphill from the third epoch on.
+            keras.callbacks.LearningRateScheduler(
+                lambda epoch: 0.1 if epoch < 2 else -0.1
+            ),
             evaluate,
             seen,
             keras.callbacks.CSVLogger(tmp_path / "log.csv"),
@@ -80,7 +83,7 @@ def test_other_callbacks_see_the_sizes(tmp_path, monkeypatch):
     values = history["val_loss@0.25"]
     best = int(np.argmin(values))
     # It stopped two epochs after the best one.
-    assert len(values) == best + 3 < 8
+    assert len(values) == best + 3 < 6
     # As evaluated by itself, and at full size by Keras.
     for (results, logs), value in zip(seen.logs, values, strict=True):
         assert logs["val_loss@0.25"] == value

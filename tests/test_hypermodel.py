@@ -482,6 +482,14 @@ def test_mixed_precision(policy):
     for variable in hyper.trainable_variables:
         assert str(variable.dtype) == "float32"
         assert np.isfinite(ops.convert_to_numpy(variable)).all()
+    if scaled:
+        # An overflow halves the scale of the loss and changes nothing else.
+        before = snapshot(hyper.field)
+        hyper.train_on_batch(x * 1e6, y)
+        assert_equal(snapshot(hyper.field), before, rtol=0)
+        assert float(hyper.optimizer.dynamic_scale) == 2.0**14
+        for value in snapshot(hyper.statistics):
+            assert np.isfinite(value).all()
     small = hyper.morph(ratio=0.5)
     assert small.get_layer("conv").dtype_policy.name == policy
     assert np.isfinite(small.predict(x, verbose=0)).all()
