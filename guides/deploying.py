@@ -223,6 +223,7 @@ The weights of this network are 12 kB in float32: the rest of each file is its
 description, which does not shrink with the width.
 
 Parameters and MACs are counted, time is measured: on the device, with its
-runtime and threads, side by side with the full size. A network this small may
-spend its time on anything but multiplying.
+runtime and threads, side by side with the full size, as
+`benchmarks/exported.py` does (its table is in the README). A network this small
+may spend its time on anything but multiplying.
 """
