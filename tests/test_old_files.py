@@ -36,7 +36,7 @@ def hypermodel():
     model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
     hyper = nm.ManifoldHyperModel(
         model,
-        field=nm.AnchoredField(correction="gain", levels=(0.5,), seed=0),
+        field=nm.AnchoredField(levels=(0.5,)),
         min_depth=0,
         reconstruction=0.1,
         seed=0,
