@@ -15,6 +15,7 @@ from keras import layers, ops
 from keras_neumeta import ManifoldHyperModel
 
 EPOCHS, STEPS, BATCH_SIZE = 3, 4, 8
+TOLERANCE = 1e-5 if keras.backend.backend() == "tensorflow" else 0.0
 
 
 def make():
@@ -23,7 +24,8 @@ def make():
     model = keras.Sequential(
         [
             keras.Input((6, 6, 1)),
-            layers.Conv2D(4, 3),
+            # A bias has no gradient here but rounding, which Adam enlarges.
+            layers.Conv2D(4, 3, use_bias=False),
             layers.BatchNormalization(),
             layers.ReLU(),
             layers.Flatten(),
@@ -78,13 +80,21 @@ class Kill(keras.callbacks.Callback):
 
 
 def assert_same_state(hyper, expected):
-    """All that the training has learned or drawn, bit by bit."""
+    """All that the training has learned or drawn.
+
+    What was drawn and counted, exactly; on TensorFlow, threads add up in any
+    order.
+    """
     state = [*hyper.variables, *hyper.optimizer.variables]
     other = [*expected.variables, *expected.optimizer.variables]
     for v, w in zip(state, other, strict=True):
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(v), ops.convert_to_numpy(w), v.path
-        )
+        value, other_value = ops.convert_to_numpy(v), ops.convert_to_numpy(w)
+        if TOLERANCE and value.dtype.kind == "f":
+            np.testing.assert_allclose(
+                value, other_value, TOLERANCE, TOLERANCE, err_msg=v.path
+            )
+        else:
+            np.testing.assert_array_equal(value, other_value, v.path)
 
 
 def assert_same(hyper, expected):
@@ -94,7 +104,7 @@ def assert_same(hyper, expected):
         {name: values[-1] for name, values in each.history.history.items()}
         for each in (hyper, expected)
     ]
-    assert ends[0] == ends[1]
+    assert ends[0] == pytest.approx(ends[1], rel=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
