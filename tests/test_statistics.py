@@ -277,6 +277,7 @@ def test_moments_of_sums_by_hand():
         )
 
 
+@pytest.mark.tensorflow  # So many steps take minutes on the others.
 def test_sizes_between_knots_have_the_moments_of_calibration():
     """With weights that stay."""
     keras.utils.set_random_seed(0)
