@@ -2,8 +2,8 @@
 
 Each device computes its part of every batch, for the same sizes. TensorFlow
 has several devices in one process, PyTorch a process for each, JAX both.
-Processes are started on this machine; on several, start one on each and give
-the address of the first. Without GPUs, devices are simulated on the CPU.
+Processes are started on this machine. Without GPUs, devices are simulated on
+the CPU.
 
     python examples/several_devices.py --devices 2
     KERAS_BACKEND=jax python examples/several_devices.py --devices 8

@@ -7,7 +7,9 @@ Description: TensorFlow, JAX, PyTorch; precision; long trainings; many devices.
 ## One library, three backends
 
 Keras runs on TensorFlow, JAX or PyTorch, and so does this library. The code of
-the other guides is the same on all of them. This one is about what differs.
+the other guides is the same on all of them, but that PyTorch has no
+`small.export(path)` for a SavedModel: `nm.export(small, path)` writes it from
+every backend. This guide is about what differs.
 
 ## Choose the backend
 

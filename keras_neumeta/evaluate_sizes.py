@@ -1,7 +1,11 @@
 """`EvaluateSizes`: the metrics of chosen sizes in the logs of training."""
 
+import math
+from collections.abc import Iterable
+
 import keras
 
+from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.sweep import RATIOS, compile_like
 
 
@@ -62,11 +66,9 @@ class EvaluateSizes(keras.callbacks.Callback):
                 "Argument `freq` must be a number of epochs, at least 1. "
                 f"Received: freq={freq!r}"
             )
-        if not isinstance(ratios, dict):
-            ratios = {f"{ratio:g}": {"ratio": ratio} for ratio in ratios}
-        if not ratios:
-            raise ValueError("Argument `ratios` must not be empty.")
-        self.sizes = {name: {**morph, **size} for name, size in ratios.items()}
+        self.sizes = {
+            name: {**morph, **size} for name, size in _named(ratios).items()
+        }
         self.freq = freq
         self.data = {"x": x, "y": y}
         self.options = {"batch_size": batch_size, "verbose": verbose}
@@ -99,3 +101,37 @@ class EvaluateSizes(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.models = {}
+
+
+def _named(ratios):
+    """Dict from the names of sizes to arguments of `morph`."""
+    if isinstance(ratios, dict):
+        for name, size in ratios.items():
+            if not isinstance(size, dict) or "into" in size:
+                raise TypeError(
+                    "Argument `ratios` must have a dict of arguments of "
+                    "`morph`, without `into`, for each name, such as "
+                    f"{{'ratio': 0.5}}. Received: {name!r}: {size!r}"
+                )
+            if isinstance(size.get("ratio"), list | tuple):
+                raise TypeError(
+                    "Argument `ratios` must have one size for each name. "
+                    f"Received: {name!r}: {size!r}"
+                )
+        named = ratios
+    else:
+        if isinstance(ratios, str) or not isinstance(ratios, Iterable):
+            raise TypeError(
+                "Argument `ratios` must be a list of kept widths, or a dict. "
+                f"Received: ratios={ratios!r}"
+            )
+        ratios = list(ratios)
+        named = {f"{check_ratio(r, math.inf):g}": {"ratio": r} for r in ratios}
+        if len(named) < len(ratios):
+            raise ValueError(
+                "Argument `ratios` must hold each width once, told apart by "
+                f"six digits. Received: ratios={ratios}"
+            )
+    if not named:
+        raise ValueError("Argument `ratios` must not be empty.")
+    return named

@@ -101,7 +101,13 @@ def export(model, path, format=None, *, backend=None, **options):
             "`export(hyper.morph(ratio=0.5), path)`."
         )
     check_model(model)
-    path = pathlib.Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            "Argument `path` must be a string or a path. Received: "
+            f"path={path!r}"
+        )
+    # Absolute: a folder that is the current one is moved away and back.
+    path = pathlib.Path(os.path.abspath(path))
     format = _checked_format(format, path)
     backend = _checked_backend(backend, format, model)
     _check_path(path, format)
@@ -130,7 +136,7 @@ def _checked_format(format, path):
                 f"Received: path={str(path)!r}"
             )
         return endings[path.suffix]
-    if format not in _FORMATS:
+    if not isinstance(format, str) or format not in _FORMATS:
         raise ValueError(
             f"Argument `format` must be one of {list(_FORMATS)}. "
             f"Received: format={format!r}"
@@ -175,11 +181,16 @@ def _check_path(path, format):
             f"{str(path.parent)!r} first. Received: path={str(path)!r}"
         )
     if _FORMATS[format].ending:
-        if path.is_dir():
-            raise FileExistsError(
-                f"Argument `path` must be a file for format {format!r}. "
-                f"Received a folder: path={str(path)!r}"
-            )
+        files = [path]
+        if format == "openvino":
+            files.append(path.with_suffix(".bin"))
+        for file in files:
+            if file.is_dir():
+                raise FileExistsError(
+                    f"Argument `path` must be a file for format {format!r}. "
+                    f"There is a folder '{file}'; choose another name. "
+                    f"Received: path={str(path)!r}"
+                )
     elif path.exists() and not (
         path.is_dir()
         and ((path / "saved_model.pb").exists() or not any(path.iterdir()))
@@ -292,7 +303,10 @@ def _export_by(backend, model, path, format, options):
 def _own_modules(model):
     """Names of the modules that define what the model has of the user's."""
     modules = set()
-    for name in _registered_names(keras.saving.serialize_keras_object(model)):
+    config = keras.saving.serialize_keras_object(model)
+    # The other process loads it without.
+    config.pop("compile_config", None)
+    for name in _registered_names(config):
         value = keras.saving.get_registered_object(name)
         if value is None:
             continue

@@ -630,12 +630,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         )
         return morph(self, chosen, **options)
 
-    def export(self, filepath, *args, **kwargs):
-        """Exports the full size; see `keras.Model.export`.
+    def export(self, filepath, format="tf_saved_model", **options):
+        """Exports the full size; see `keras_neumeta.export`.
 
-        Export a smaller one by `hyper.morph(ratio).export(filepath)`.
+        A smaller one: `keras_neumeta.export(hyper.morph(ratio), filepath)`.
         """
-        return self.morph(1.0).export(filepath, *args, **kwargs)
+        # That module knows this one.
+        from keras_neumeta.export import export
+
+        export(self.morph(1.0), filepath, format, **options)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

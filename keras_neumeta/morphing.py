@@ -95,18 +95,29 @@ def morph(
         model = resize(hyper.graph, sizes, name=name)
     else:
         model = into
-        _check_into(model, hyper.graph, sizes)
+        _check_into(model, hyper.graph, sizes, name)
+    before = model.get_weights() if into is not None else None
     assign(model, [values[index] for index in hyper.graph.places(model)])
     if calibration_data is not None:
-        measure("calibration_data", model, calibration_data)
+        try:
+            measure("calibration_data", model, calibration_data)
+        except BaseException:
+            if before is not None:
+                model.set_weights(before)
+            raise
     return model
 
 
-def _check_into(model, graph, sizes):
+def _check_into(model, graph, sizes, name):
     if not isinstance(model, keras.Model):
         raise TypeError(
             "Argument `into` must be a `keras.Model` that `morph` has built. "
             f"Received: into={model!r}"
+        )
+    if name is not None:
+        raise ValueError(
+            "Argument `name` does not go with `into`, which has a name. "
+            f"Received: name={name!r}"
         )
     places = graph.places(model)
     shapes = [graph.layouts[place].shape_at(sizes) for place in places]

@@ -148,6 +148,12 @@ def test_morph_into_a_network():
         np.testing.assert_array_equal(value, other)
     with pytest.raises(TypeError, match="`into` must be a `keras.Model`"):
         hyper.morph(0.5, into=[small])
+    with pytest.raises(ValueError, match="`name` does not go with `into`"):
+        hyper.morph(0.5, into=small, name="other")
+    with pytest.raises(ValueError, match="calibration_data"):
+        hyper.morph(0.5, into=small, calibration_data=[])
+    for value, other in zip(small.get_weights(), before):
+        np.testing.assert_array_equal(value, other)
     with pytest.raises(ValueError, match="`into` takes one network"):
         hyper.morph([0.5, 0.25], into=small)
 
@@ -157,6 +163,17 @@ def test_says_what_is_wrong():
         nm.EvaluateSizes(*data(), freq=0)
     with pytest.raises(ValueError, match="`ratios` must not be empty"):
         nm.EvaluateSizes(*data(), ratios=[])
+    with pytest.raises(ValueError, match="each width once"):
+        nm.EvaluateSizes(*data(), ratios=[1 / 3, 0.33333333])
+    for ratios, message in (
+        (0.5, "must be a list of kept widths"),
+        ("half", "must be a list of kept widths"),
+        (["half"], "`ratio`.*must be a number"),
+        ({"small": 0.5}, "dict of arguments of `morph`"),
+        ({"small": {"ratio": [0.5]}}, "one size for each name"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            nm.EvaluateSizes(*data(), ratios=ratios)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     model.compile("sgd", LOSS)
     with pytest.raises(TypeError, match="`ManifoldHyperModel`.*Received"):

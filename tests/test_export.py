@@ -344,6 +344,13 @@ def test_paths_that_cannot_be(small, tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("kept")
+    # OpenVINO writes a second file.
+    (tmp_path / "pair.bin").mkdir()
+    with pytest.raises(FileExistsError, match="`path`.*'.*pair.bin'"):
+        nm.export(small, tmp_path / "pair.xml")
+    (tmp_path / "pair.bin").rmdir()
+    with pytest.raises(TypeError, match="`path` must be a string"):
+        nm.export(small, None)
     for name in ("file", "folder", "folder.onnx"):
         with pytest.raises(FileExistsError, match=f"(?s)`path`.*{name}"):
             nm.export(small, tmp_path / name)
@@ -392,7 +399,9 @@ def test_export_replaces_a_former_one(
     saved.mkdir()
     for name in ("saved_model.pb", "of the former"):
         (saved / name).write_text("old")
-    nm.export(small, saved)
+    with monkeypatch.context() as context:
+        context.chdir(saved)
+        nm.export(small, ".")
     assert (saved / "saved_model.pb").read_text() == small.name
     assert [file.name for file in saved.iterdir()] == ["saved_model.pb"]
     assert list(tmp_path.iterdir()) == [saved]
