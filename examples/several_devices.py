@@ -19,6 +19,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -80,13 +81,14 @@ def start_processes(number, arguments):
         while any(process.poll() is None for process in processes):
             if any(process.poll() for process in processes):
                 break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[0].wait(0.2)
+            time.sleep(0.2)
+        # Before the others are stopped.
+        failures = [status for p in processes if (status := p.poll())]
     finally:
         for process in processes:
             process.terminate()
             process.wait()
-    return max(abs(process.returncode) for process in processes)
+    return abs(failures[0]) if failures else 0
 
 
 def scope_of(options):

@@ -131,8 +131,9 @@ What differs between the backends:
 - Speed. How a step compares with a plain one on each: the table in the README.
 - The first step. JAX and TensorFlow compile it, for all sizes of the step at
   once, which takes a while; PyTorch runs at once.
-- Random numbers. The sizes of the steps are the same on all backends for one
-  seed; initial weights and dropout are not.
+- Random numbers. The ratios of the steps are the same on all backends for one
+  seed; the sizes of `sampler="independent"`, the numbers of blocks, initial
+  weights and dropout are not.
 
 ## Mixed precision
 

@@ -271,7 +271,7 @@ each, and takes the gradient of the sum of their losses:
 - `reconstruction_loss`: distance of the generated full-size weights from those
   of the given model, times `reconstruction` (0 by default).
 - `weight_norm_loss`: the sum of the L2 norms of all generated weights, times
-  `weight_norm` (0 by default).
+  `weight_norm` (0 by default); the log is the mean over the sizes.
 
 A smaller size counts by its ratio to the power `ratio_power` (1). `loss` is
 what the gradient is of: the weighted sum, so it is larger than any of them.
