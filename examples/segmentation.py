@@ -90,7 +90,7 @@ def parse_arguments(arguments=None):
 
 def make_model(options, data):
     widths, decoder_widths = (
-        [max(round(options.width * width), 4) for width in widths]
+        [max(round(options.width * width), 8) for width in widths]
         for widths in (WIDTHS, DECODER_WIDTHS)
     )
     return nm.models.unet(
