@@ -23,9 +23,9 @@ import sys
 import tempfile
 import time
 
-from provenance import provenance
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from keras_neumeta.provenance import provenance
 
 RATIOS = (0.5, 0.25)
 # The smallest side that the architecture takes, where it is not 32.

@@ -31,10 +31,10 @@ import keras
 import tensorflow as tf
 from data import load
 from fused import use_fused_batch_norm
-from provenance import provenance
 from timing import alternate
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 BATCH_SIZE = 128
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -11,6 +11,8 @@ import json
 import pathlib
 import statistics
 
+from keras_neumeta.figures import new_figure
+
 ORDER = (
     "anchored",
     "implicit",
@@ -100,9 +102,7 @@ def table(runs):
 
 
 def plot(runs, path):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure = new_figure("This report", (7.2, 4.8))
     axes = figure.add_subplot()
     lowest, highest = 100.0, 0.0
     single = {

@@ -21,10 +21,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from provenance import provenance
 from timing import alternate
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 RATIO = 0.25
 

@@ -18,9 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 from data import load
-from provenance import provenance
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 TRAINED = (1.0, 0.75, 0.5, 0.375, 0.25)
 BELOW = (0.1875,)

@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from provenance import provenance
 from scipy.spatial.distance import cdist
 
+from keras_neumeta.provenance import provenance
 from keras_neumeta.smoothing.path import path_length, shortest_path
 
 try:

@@ -20,10 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 from keras import ops
-from provenance import provenance
 from timing import alternate, seconds_of
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 
 def compiled(model):

@@ -1,10 +1,7 @@
 """What the examples share: options, arrays of data, training, results."""
 
 import argparse
-import datetime
-import os
 import pathlib
-import platform
 import sys
 import time
 
@@ -335,25 +332,9 @@ def write(table, hyper, data, options, metric):
         folder / "result.json",
         **settings,
         field_parameters=hyper.field.count_params(),
-        **provenance(),
     )
     print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")
     print(f"Table: {folder / 'result.json'}\nPlot: {folder / 'sizes.png'}")
-
-
-def provenance():
-    """Where a result comes from, for its file."""
-    return {
-        "backend": keras.backend.backend(),
-        "versions": {
-            "keras": keras.version(),
-            "keras_neumeta": nm.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
 
 
 def picture(path, rows, columns):

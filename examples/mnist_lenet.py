@@ -196,7 +196,6 @@ def main(arguments=None):
         quick=options.quick,
         field_parameters=hyper.field.count_params(),
         seconds={key: round(value, 1) for key, value in seconds.items()},
-        **common.provenance(),
     )
     print(f"Plot: {options.output / 'sizes.png'}")
     print(f"Table: {options.output / 'result.json'}")

@@ -25,6 +25,7 @@ import common
 import keras
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
 KINDS = ("manifold", "individual", "distilled")
@@ -162,7 +163,7 @@ def main(arguments=None):
         "cka": cka.to_dict(),
         "kl": kl.to_dict(),
         "rows": table.rows,
-        **common.provenance(),
+        **provenance(),
     }
     path = options.output / "result.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

@@ -91,20 +91,20 @@ def morph(
     ]
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     values = hyper.networks.full.merge(weights, statistics, states)
+    before = None
     if into is None:
         model = resize(hyper.graph, sizes, name=name)
     else:
-        model = into
-        _check_into(model, hyper.graph, sizes, name)
-    before = model.get_weights() if into is not None else None
+        _check_into(into, hyper.graph, sizes, name)
+        model, before = into, into.get_weights()
     assign(model, [values[index] for index in hyper.graph.places(model)])
-    if calibration_data is not None:
-        try:
+    try:
+        if calibration_data is not None:
             measure("calibration_data", model, calibration_data)
-        except BaseException:
-            if before is not None:
-                model.set_weights(before)
-            raise
+    except BaseException:
+        if before is not None:
+            model.set_weights(before)
+        raise
     return model
 
 

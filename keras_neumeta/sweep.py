@@ -11,6 +11,7 @@ from keras import ops
 from keras_neumeta import text
 from keras_neumeta.figures import new_figure
 from keras_neumeta.graph import finalize, trace
+from keras_neumeta.provenance import provenance
 from keras_neumeta.pruning import cut as cut_channels
 from keras_neumeta.pruning import largest_channels
 
@@ -80,9 +81,18 @@ class Sweep:
         return text.table(lines)
 
     def save(self, path, **more):
-        """Writes the rows as JSON, with further entries beside them."""
+        """Writes the rows and where they come from, as JSON.
+
+        Beside the rows stand the command, the date, the machine and the
+        versions.
+
+        Args:
+            path: File to write.
+            more: Further entries, such as the seed.
+        """
+        result = {**more, **provenance(), "rows": self.rows}
         with open(path, "w") as file:
-            json.dump({**more, "rows": self.rows}, file, indent=2)
+            json.dump(result, file, indent=2)
             file.write("\n")
 
     def plot(self, path=None, metric=None):

@@ -1,6 +1,7 @@
 """Sweeps over sizes, and channel cutting."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_neumeta as nm
+from keras_neumeta.provenance import provenance
 
 
 def network():
@@ -83,11 +85,28 @@ def test_prints_saves_and_plots(table, tmp_path):
     table.save(tmp_path / "table.json", seed=0)
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["rows"] == table.rows and saved["seed"] == 0
+    assert saved["backend"] == keras.backend.backend()
     table.plot(tmp_path / "table.png", metric="accuracy")
     table.plot(tmp_path / "loss.png", metric="loss")
     assert (tmp_path / "table.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="`metric` must be one of"):
         table.plot(metric="speed")
+
+
+def test_a_result_says_where_it_comes_from(monkeypatch):
+    here = pathlib.Path.cwd()
+    words = [
+        str(here / "examples" / "try.py"),
+        "--base",
+        "/far/away/base.keras",
+    ]
+    monkeypatch.setattr("sys.argv", [*words, "folder/x"])
+    found = provenance("scipy", "no-such-package")
+    command = "python examples/try.py --base base.keras folder/x"
+    assert found["command"] == command
+    assert found["versions"]["keras"] == keras.version()
+    assert found["versions"]["no-such-package"] is None
+    assert found["versions"]["scipy"]
 
 
 def test_needs_a_compiled_hypermodel():

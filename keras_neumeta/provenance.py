@@ -7,6 +7,10 @@ import pathlib
 import platform
 import sys
 
+import keras
+
+from keras_neumeta.version import __version__
+
 
 def provenance(*packages):
     """Command, date, machine and versions, as a dict for the result file.
@@ -15,31 +19,29 @@ def provenance(*packages):
         packages: Names of packages whose versions matter beside Keras, its
             backend, NumPy and this library.
     """
-    import keras
-
-    import keras_neumeta as nm
-
     backend = keras.backend.backend()
     names = ["keras", backend, "numpy", *packages]
-    # Where a folder lies is of no interest elsewhere.
-    words = [
-        pathlib.Path(word).name if word.startswith("/") else word
-        for word in sys.argv[1:]
-    ]
     return {
-        "command": " ".join(
-            ["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *words]
-        ),
+        "command": " ".join(["python", *map(_shortened, sys.argv)]),
         "date": datetime.date.today().isoformat(),
         "backend": backend,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 1),
         "versions": {
             "python": platform.python_version(),
-            "keras_neumeta": nm.__version__,
+            "keras_neumeta": __version__,
             **{name: _version(name) for name in names},
         },
     }
+
+
+def _shortened(word):
+    """Where a folder lies is of no interest elsewhere."""
+    path = pathlib.Path(word)
+    if not path.is_absolute():
+        return word
+    here = pathlib.Path.cwd()
+    return str(path.relative_to(here)) if here in path.parents else path.name
 
 
 def _version(package):
