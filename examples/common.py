@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import shutil
 import sys
 import time
 
@@ -38,6 +39,12 @@ def parser_of(description, output):
         help="little data, a small network, one epoch: to see that all runs",
     )
     add(
+        "--resume",
+        action="store_true",
+        help="go on from the last epoch of a run with the same options that\n"
+        "was cut off",
+    )
+    add(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("outputs") / output,
@@ -72,6 +79,8 @@ def parse(parser, arguments, defaults, quick):
     options.ratios = sorted(options.ratios, reverse=True)
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        shutil.rmtree(options.output / "progress", ignore_errors=True)
     options.seconds = {}
     return options
 
@@ -205,12 +214,19 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         return
     announce(title, epochs)
     start = time.time()
+    stage = "".join(c if c.isalnum() else "-" for c in title)
     model.fit(
         data.train,
         epochs=epochs,
         validation_data=data.test,
         shuffle=False,  # The data set shuffles itself.
         verbose=verbosity(),
+        callbacks=[
+            # What is done stays, for `--resume` goes through all stages.
+            keras.callbacks.BackupAndRestore(
+                options.output / "progress" / stage, delete_checkpoint=False
+            )
+        ],
     )
     options.seconds[title] = round(time.time() - start, 1)
 

@@ -45,10 +45,9 @@ def check_outputs(table, folder, *pictures):
     for name in ("sizes.png", *pictures):
         assert (folder / name).stat().st_size > 1000
     # A copy of the full size, cut at full size, is the same network.
-    full = [row for row in rows if row["ratio"] == 1.0]
-    assert {row["method"] for row in full} == {"morph", "cut"}
+    full = {row["method"]: row for row in rows if row["ratio"] == 1.0}
     for name in table.metrics:
-        assert full[0][name] == pytest.approx(full[1][name], rel=1e-3)
+        assert full["morph"][name] == pytest.approx(full["cut"][name], rel=1e-3)
 
 
 def write_photos(folder, number=8, size=40):
@@ -102,16 +101,39 @@ def test_segmentation_of_camvid(example, tmp_path):
     check_outputs(table, tmp_path, "predictions.png")
 
 
-@pytest.mark.parametrize("name", ["mnist", "faces"])
-def test_generation(example, tmp_path, name):
-    if name == "mnist":
-        prepared(name)
-    dataset = name if name == "mnist" else beside("faces_64x64.npz")
+def test_generation_of_faces(example, tmp_path):
     table = example("generation").main(
-        arguments(tmp_path, "--dataset", dataset)
+        arguments(tmp_path, "--dataset", beside("faces_64x64.npz"))
     )
     assert {"mse", "negative_elbo"} <= set(table.metrics)
     check_outputs(table, tmp_path, "images.png")
+
+
+def test_generation_beside_its_rivals(example, tmp_path):
+    prepared("mnist")
+    words = arguments(
+        tmp_path,
+        *["--dataset", "mnist", "--base-epochs", 0, "--widths", 32, 16],
+        *["--compare", "individual", "slimmable", "l1"],
+    )
+    table = example("generation").main(words)
+    check_outputs(table, tmp_path, "images.png")
+    rows = {(row["method"], row["ratio"]): row for row in table.rows}
+    methods = ("morph", "cut", "individual", "l1", "slimmable")
+    assert set(rows) == {(m, r) for m in methods for r in (1.0, 0.5)}
+    for ratio in (1.0, 0.5):
+        sizes = {rows[method, ratio]["parameters"] for method in methods}
+        assert len(sizes) == 1
+    # What is pruned is the network that was trained by itself.
+    whole, pruned = rows["individual", 1.0], rows["l1", 1.0]
+    assert whole["mse"] == pytest.approx(pruned["mse"], rel=1e-6)
+    assert rows["individual", 0.5]["mse"] != rows["l1", 0.5]["mse"]
+
+    # All that is done already is not done again, at any learning rate.
+    words += ["--learning-rate", "0.5", "--resume"]
+    again = example("generation").main(words)
+    for row, other in zip(table.rows, again.rows, strict=True):
+        assert row["mse"] == pytest.approx(other["mse"], rel=1e-6)
 
 
 def test_depth(example, tmp_path):
