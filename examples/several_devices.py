@@ -183,6 +183,7 @@ def main(arguments=None):
             # Each shuffling its part by itself would be another order.
             shuffle=False,
             validation_data=test,
+            callbacks=[nm.EvaluateSizes(*test, ratios=[0.25])],
             verbose=2 if first else 0,
         ).history
         small = hyper.morph(ratio=0.25)

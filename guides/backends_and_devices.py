@@ -110,20 +110,24 @@ if "train" in sys.argv:
 """
 
 
-def run(backend, *words):
+def run(backend, folder, *words):
+    """Runs Python under a backend; what it prints, or its error."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=FOLDER,
+        [sys.executable, *words],
+        cwd=folder,
         env=os.environ | {"KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
     )
-    print(done.stdout or done.stderr, end="")
+    if done.returncode:
+        raise RuntimeError(f"A process under {backend} failed:\n{done.stderr}")
+    return done.stdout
 
 
+words = ["-c", PROGRAM] if QUICK else ["-c", PROGRAM, "train"]
 for backend in ("jax",) if QUICK else ("tensorflow", "jax", "torch"):
     if importlib.util.find_spec(backend):
-        run(backend, *([] if QUICK else ["train"]))
+        print(run(backend, FOLDER, *words), end="")
 
 """
 What differs between the backends:
@@ -181,6 +185,10 @@ for name in ("loss", "val_accuracy@1", "val_accuracy@0.25"):
     print(f"{name:18}", *(f"{value:.3f}" for value in history.history[name]))
 
 """
+`keras.callbacks.TensorBoard`, named after `EvaluateSizes` too, shows these
+curves as `epoch_accuracy@0.25` beside those of the full size, on every backend:
+`pip install tensorboard`, and TensorFlow, with which Keras writes them.
+
 ## Go on after a break
 
 `keras.callbacks.BackupAndRestore` writes a backup after each epoch, and a
@@ -259,14 +267,8 @@ not to learn. Between the backends they differ, as the initial weights do.
 
 def losses(backend, *words):
     output = (FOLDER / "-".join([backend, *words])).absolute()
-    subprocess.run(
-        [sys.executable, "several_devices.py", *words]
-        + ["--quick", "--dataset", "digits", "--output", str(output)],
-        cwd="../examples",
-        env=os.environ | {"KERAS_BACKEND": backend},
-        capture_output=True,
-        check=True,
-    )
+    options = ["--quick", "--dataset", "digits", "--output", str(output)]
+    run(backend, "../examples", "several_devices.py", *words, *options)
     history = json.loads((output / "history.json").read_text())
     print(backend, *words, *(f"{loss:.5f}" for loss in history["loss"]))
 

@@ -14,7 +14,10 @@ trained here: everything below is decided before the first step.
 ## Set-up
 """
 
+import importlib.util
 import os
+import pathlib
+import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -179,25 +182,58 @@ else:
     network = keras.applications.MobileNetV2(
         (96, 96, 3), weights=None, classes=10, classifier_activation=None
     )
-graph = nm.trace(network)
-print(f"{len(graph.groups)} groups, the first of them:")
-for group in graph.groups[:5]:
-    print(f"- {group.name}: {group.num_channels} channels")
-print(
-    f"{100 * graph.morphable_share:.2f} % of the parameters are in weights "
-    "that change their shape"
-)
 
-hyper = nm.ManifoldHyperModel(network, sampler=nm.Switches((1.0, 0.5, 0.25)))
-for ratio in (1.0, 0.5, 0.25):
-    morphed = hyper.morph(ratio)
-    print(f"{ratio}: {morphed.count_params():,} parameters")
+
+def morph_all(network):
+    graph = nm.trace(network)
+    print(f"{len(graph.groups)} groups, the first of them:")
+    for group in graph.groups[:5]:
+        print(f"- {group.name}: {group.num_channels} channels")
+    print(
+        f"{100 * graph.morphable_share:.2f} % of the parameters are in weights "
+        "that change their shape"
+    )
+    widths = (1.0, 0.5, 0.25)
+    hyper = nm.ManifoldHyperModel(network, sampler=nm.Switches(widths))
+    for ratio in widths:
+        morphed = hyper.morph(ratio)
+        print(f"{ratio}: {morphed.count_params():,} parameters")
+
+
+morph_all(network)
 
 """
-The weights are random, so these networks know nothing yet: compile `hyper` and
-call `fit`, as in `getting_started`. `nm.Switches` trains the same few widths
-in every step, each at its own size.
+The weights are random, so these networks know nothing yet: compile a hypermodel
+and call `fit`, as in `getting_started`. `nm.Switches` trains the same few
+widths in every step, each at its own size.
 
+## A backbone of keras-cv
+
+Backbones of other libraries are functional models as well. This one of keras-cv
+is a ResNet18, made by its class, with random weights. Presets, such as
+`keras_cv.models.ResNet18Backbone()`, are downloaded. With a head of our own on
+top the last features are no output of the model any more, and change too.
+"""
+
+if importlib.util.find_spec("keras_cv"):
+    import keras_cv
+
+    stages = 2 if QUICK else 4
+    backbone = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512][:stages],
+        stackwise_blocks=[2, 2, 2, 2][:stages],
+        stackwise_strides=[1, 2, 2, 2][:stages],
+        block_type="basic_block",
+        include_rescaling=True,
+        input_shape=(64, 64, 3),
+    )
+    features = layers.GlobalAveragePooling2D()(backbone.output)
+    classes = layers.Dense(10, name="classes")(features)
+    morph_all(keras.Model(backbone.input, classes))
+else:
+    print('Left out: needs keras-cv (pip install "keras_neumeta[cv]").')
+
+"""
 ## A layer of your own
 
 A layer that the library does not know is no error. It freezes the channels
@@ -256,25 +292,88 @@ nm.trace(gated).summary()
 """
 Is the rule right? One that ties the wrong axes gives another function as soon
 as channels are reordered. `sort_channels` reorders them all, by importance:
-the outputs must stay as they are.
-
-A layer that makes channels of its own, as `Dense` does with `units`, needs
-more: see `register_rule` in the API reference, and the rules of Keras' own
-layers in `keras_neumeta/graph/rules`.
+the outputs must stay as they are. And `morph` must find the layer's weights at
+their smaller shape.
 """
 
-images = np.random.default_rng(0).normal(size=(4, 28, 28, 1))
-difference = gated(images) - nm.sort_channels(gated)(images)
-print(f"largest difference: {float(ops.max(ops.abs(difference))):.1e}")
-small = nm.ManifoldHyperModel(gated).morph(ratio=0.25)
+
+def check(network):
+    shape = (4, *network.input_shape[1:])
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    difference = network(x) - nm.sort_channels(network)(x)
+    print(f"largest difference: {float(ops.max(ops.abs(difference))):.1e}")
+    return nm.ManifoldHyperModel(network).morph(ratio=0.25)
+
+
+small = check(gated)
 print("a quarter of the gate:", small.get_layer("gate").scale.shape)
 
 """
-An activation function of your own freezes its channels as well, since it might
-mix them, as softmax does. One that acts on each value alone says so once:
+A layer that makes channels of its own, as `Dense` does with `units`, says two
+things more: `call.new_channels(number)` makes them, and
+`call.resize("units", channels)` says which argument of its config counts them,
+so that `morph` can build a smaller one from `get_config`.
+
+In `call.weight`, `summed` names the axes that the layer sums over, here the
+inputs, and `positions` how often one example uses each weight, for the MACs.
+What else a rule can say stands in the API reference, with `register_rule`; the
+rules of Keras' own layers in `keras_neumeta/graph/rules`.
 """
 
 
+@keras.saving.register_keras_serializable("guide")
+class GatedDense(layers.Layer):
+    """A dense layer whose units are gated by another one."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        shape = (shape[-1], self.units)
+        self.value = self.add_weight(shape=shape, name="value")
+        self.gate = self.add_weight(shape=shape, name="gate")
+
+    def call(self, x):
+        return ops.matmul(x, self.value) * ops.sigmoid(ops.matmul(x, self.gate))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@nm.register_rule(GatedDense)
+def gated_dense(call):
+    (x,) = call.inputs
+    units = call.new_channels(call.layer.units)
+    for kernel in (call.layer.value, call.layer.gate):
+        call.weight(
+            kernel, {0: x.channels(-1), 1: units}, summed=(0,), positions=1
+        )
+    call.resize("units", units)
+    return call.output({-1: units})
+
+
+dense = keras.Sequential(
+    [
+        keras.Input((16,)),
+        GatedDense(24, name="gated1"),
+        GatedDense(32, name="gated2"),
+        layers.Dense(10, name="classes"),
+    ],
+    name="dense",
+)
+nm.trace(dense).summary()
+small = check(dense)
+print("a quarter of gated2:", small.get_layer("gated2").gate.shape)
+
+"""
+An activation function of your own freezes its channels as well, since it might
+mix them, as softmax does. One that acts on each value alone says so once. Like
+a layer, it is registered with Keras, or a saved model could not be loaded:
+"""
+
+
+@keras.saving.register_keras_serializable("guide")
 def soft_clip(x):
     return ops.tanh(x / 3) * 3
 
@@ -289,3 +388,10 @@ clipped = keras.Sequential(
 print("before:", len(nm.trace(clipped).morphable_groups), "morphable groups")
 nm.register_elementwise(soft_clip)
 print("after:", len(nm.trace(clipped).morphable_groups), "morphable groups")
+
+with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "clipped.keras"
+    nm.ManifoldHyperModel(clipped).save(path)
+    small = keras.saving.load_model(path).morph(ratio=0.25)
+hidden = small.get_layer("hidden")
+print("reloaded:", hidden.activation.__name__, "of", hidden.units, "units")

@@ -209,14 +209,14 @@ for path in sorted(FOLDER.glob("*.keras")):
 """
 ## Deploy it
 
-The small network exports like any other. A SavedModel needs neither Keras nor
-this library to run: here plain TensorFlow loads it, and its answers are those
-of the Keras model.
+The small network exports like any other, and `nm.export` does so from every
+backend. A SavedModel needs neither Keras nor this library to run: here plain
+TensorFlow loads it, and its answers are those of the Keras model.
 """
 
 import tensorflow as tf
 
-small.export(FOLDER / "saved_model", verbose=False)
+nm.export(small, FOLDER / "saved_model")
 
 served = tf.saved_model.load(FOLDER / "saved_model")
 logits = served.serve(x_test).numpy()

@@ -103,6 +103,35 @@ def test_other_callbacks_see_the_sizes(tmp_path, monkeypatch):
         )
 
 
+def test_tensorboard_shows_the_sizes(tmp_path):
+    # Keras writes with TensorFlow on every backend.
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    board = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1)
+    history = (
+        hypermodel()
+        .fit(
+            *data(),
+            epochs=2,
+            validation_data=data(),
+            verbose=0,
+            callbacks=[nm.EvaluateSizes(*data(), ratios=[0.25]), board],
+        )
+        .history
+    )
+    events = event_accumulator.EventAccumulator(str(tmp_path / "validation"))
+    events.Reload()
+    for name in ("loss", "accuracy", "loss@0.25", "accuracy@0.25"):
+        values = [
+            float(tensor_util.make_ndarray(event.tensor_proto))
+            for event in events.Tensors(f"epoch_{name}")
+        ]
+        assert values == pytest.approx(history[f"val_{name}"]), name
+
+
 def test_named_sizes_every_other_epoch():
     hyper = hypermodel(min_depth=0)
     evaluate = nm.EvaluateSizes(

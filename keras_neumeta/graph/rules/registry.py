@@ -18,6 +18,35 @@ def register_rule(*layer_classes):
     a built-in rule. Rules reach subclasses that override nothing but
     `__init__` and the config.
 
+    A rule is a function of one call of the layer. It returns what comes out,
+    one `call.output(...)` or a list of them. *Labels* are an int array, one
+    entry for each channel of an axis, shape `(number,)`. `None` stands for an
+    axis that never changes; `resize` and `masked` take arrays only.
+
+    - `call.layer`, `call.args`, `call.kwargs`: the layer and its arguments,
+      with traced tensors in the place of tensors; `call.inputs`: these alone,
+      as a list. `x.shape` is the shape with the batch axis, which is `None`;
+      `x.channels(axis)` the labels of an axis.
+    - `call.new_channels(number)`: labels of channels that the layer makes.
+    - `call.weight(variable, {axis: labels})`: what the axes of a weight hold.
+      `summed` are the axes that the layer sums over, `positions` how often
+      one example uses each weight (for the multiply-accumulates).
+    - `call.statistic(variable, {axis: labels}, minimum=...)`: the same for
+      moving statistics, not trained; `minimum` is 0 for a variance.
+    - `call.resize(argument, labels)`: which argument of `get_config()` counts
+      these channels. A smaller layer is made from the config.
+    - `call.tie(first, second)`: two label arrays of equal length are the same
+      channels, one by one, as where two inputs are added.
+    - `call.freeze(labels, reason)`: their number can never change.
+    - `call.masked([labels], compute)`: for a layer that mixes channels other
+      than by a sum with weights (a mean, a softmax). While training, absent
+      channels are zeros, which such a layer must leave out:
+      `compute(layer, run, present, *args, **kwargs)` gives its result, where
+      `run` is the layer's own `call` and `present` has for each label array a
+      float tensor of the same shape, 1 where the channel is there, else 0.
+    - `call.output({axis: labels}, index=0)`: what comes out, of several
+      outputs the one at `index`.
+
     Args:
         layer_classes: Classes of `keras.layers.Layer`.
 
@@ -28,6 +57,8 @@ def register_rule(*layer_classes):
         TypeError: If an argument is not a class.
 
     Example:
+
+    A layer that keeps its channels:
 
     ```python
     class Scale(keras.layers.Layer):
@@ -42,6 +73,38 @@ def register_rule(*layer_classes):
         (x,) = call.inputs
         call.weight(call.layer.scale, {0: x.channels(-1)})
         return call.output({-1: x.channels(-1)})
+    ```
+
+    A layer that makes channels of its own, and sums over its inputs:
+
+    ```python
+    class Project(keras.layers.Layer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+
+        def build(self, shape):
+            shape = (shape[-1], self.units)
+            self.kernel = self.add_weight(shape=shape, name="kernel")
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel)
+
+        def get_config(self):
+            return {**super().get_config(), "units": self.units}
+
+    @keras_neumeta.register_rule(Project)
+    def project_rule(call):
+        (x,) = call.inputs
+        units = call.new_channels(call.layer.units)
+        axes = {0: x.channels(-1), 1: units}
+        call.weight(call.layer.kernel, axes, summed=(0,), positions=1)
+        call.resize("units", units)
+        return call.output({-1: units})
+
+    model = keras.Sequential([keras.Input((6,)), Project(8), Project(3)])
+    small = keras_neumeta.ManifoldHyperModel(model).morph(ratio=0.5)
+    assert [layer.units for layer in small.layers] == [4, 3]
     ```
     """
     for layer_class in layer_classes:
