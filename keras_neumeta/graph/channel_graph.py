@@ -312,7 +312,7 @@ def check_model(model, argument="model"):
     elif not isinstance(model, keras.Function):
         raise ValueError(
             f"Argument `{argument}` must be a Sequential or functional model, "
-            "since the channels are read from its graph. Received the "
+            "since all is read from its graph. Received the "
             f"subclassed model '{model.name}' "
             f"({type(model).__name__}): rebuild it with the functional API, "
             "`keras.Model(inputs, outputs)`."
@@ -489,6 +489,7 @@ def _trace_call(tracer, operation, args, kwargs, shapes):
             tracer.nest(operation, inner.inputs, tensors)
             return _walk(tracer, inner, tensors)
     call = LayerCall(tracer, operation, args, kwargs, shapes)
+    call.freeze_masks()
     rule = None if is_graph(operation) else find_rule(operation)
     if rule is None:
         kind = type(operation).__name__

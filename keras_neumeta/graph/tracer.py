@@ -8,6 +8,7 @@ the channels; channels that appear in the same way everywhere form a group.
 """
 
 import dataclasses
+import inspect
 
 import keras
 import numpy as np
@@ -50,6 +51,15 @@ class _Registered:
     table: bool = False
 
 
+def _named(layer, args, kwargs):
+    """Pairs of the names and values of the arguments of a call."""
+    names = []
+    if args and isinstance(layer, keras.layers.Layer):
+        names = list(inspect.signature(layer.call).parameters)
+    names += [""] * len(args)
+    return [*zip(names, args), *sorted(kwargs.items())]
+
+
 class LayerCall:
     """One call of one layer, as a rule sees it.
 
@@ -57,7 +67,8 @@ class LayerCall:
         layer: The layer (or `keras.ops` operation).
         args, kwargs: The arguments of the call, with a `TracedTensor` in the
             place of each tensor.
-        inputs: Flat list of the `TracedTensor`s among them.
+        inputs: Flat list of the `TracedTensor`s among them, but for masks.
+        masks: Those whose argument's name ends with "mask".
         output_shapes: Shapes of the outputs.
     """
 
@@ -80,11 +91,14 @@ class LayerCall:
         self.layer = layer
         self.args = args
         self.kwargs = kwargs
-        self.inputs = [
-            x
-            for x in keras.tree.flatten((args, kwargs))
-            if isinstance(x, TracedTensor)
-        ]
+        self.inputs, self.masks = [], []
+        for name, value in _named(layer, args, kwargs):
+            found = self.masks if name.endswith("mask") else self.inputs
+            found += [
+                x
+                for x in keras.tree.flatten(value)
+                if isinstance(x, TracedTensor)
+            ]
         self.output_shapes = output_shapes
 
     def bind(self, *names):
@@ -157,6 +171,12 @@ class LayerCall:
         for x in self.inputs:
             for labels in x.labels.values():
                 self.freeze(labels, reason)
+
+    def freeze_masks(self):
+        """A mask has a place for each entry of what it masks."""
+        for mask in self.masks:
+            for labels in mask.labels.values():
+                self.freeze(labels, f"layer '{self.layer.name}' masks by them")
 
     def weight(
         self,

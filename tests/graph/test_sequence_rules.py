@@ -158,15 +158,39 @@ def test_multi_head_attention_with_a_residual():
         assert graph.groups[0].makers == ("words", "heads")
 
 
-def test_a_mask_of_attention_has_one_place_per_key():
-    def masked(x):
-        mask = layers.Dense(LENGTH, name="mask")(layers.Flatten()(x))
-        return layers.MultiHeadAttention(2, 3, name="heads")(
-            x, x, attention_mask=layers.Reshape((1, LENGTH))(mask)
-        )
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x, m: layers.MultiHeadAttention(2, 3, name="last")(
+            x, x, attention_mask=layers.Reshape((1, LENGTH))(m)
+        ),
+        lambda x, m: layers.LSTM(3, name="last")(x, None, m),
+        lambda x, m: layers.Bidirectional(layers.GRU(3), name="last")(
+            x, mask=m
+        ),
+        lambda x, m: layers.GlobalAveragePooling1D(name="last")(x, mask=m),
+        lambda x, m: layers.BatchNormalization(name="last")(x, mask=m),
+        lambda x, m: layers.TimeDistributed(layers.Dense(3), name="last")(
+            x, mask=m
+        ),
+        lambda x, m: layers.Attention(name="last")([x, x], mask=[m, m]),
+    ],
+    ids="heads lstm both pooling norm each attention".split(),
+)
+def test_a_mask_keeps_its_places(layer):
+    """Whatever made it; the channels of what it masks may change."""
 
-    channels, reason = groups(model_of(masked))["mask"]
-    assert channels == LENGTH and reason == "layer 'heads' masks by them"
+    def masked(x):
+        made = layers.Dense(LENGTH, name="mask")(layers.Flatten()(x))
+        return layer(x, ops.greater(made, 0.0))
+
+    model = model_of(masked)
+    result = groups(model)
+    assert result["mask"] == (LENGTH, "layer 'last' masks by them")
+    assert not result["words"][1]
+    graph = trace(model)
+    small = resize(graph, graph.sizes(0.5))
+    assert small(np.ones((2, LENGTH), "int32")).shape[0] == 2
 
 
 def test_grouped_query_attention_shares_keys():

@@ -17,10 +17,6 @@ def _inputs(call):
     key = value if key is None else key
     for x in (query, value, key):
         freeze_positions(call, x, -1)
-    for x in call.inputs:
-        if not any(x is other for other in (query, value, key)):
-            for labels in x.labels.values():
-                call.freeze(labels, f"layer '{call.layer.name}' masks by them")
     return query, value, key
 
 

@@ -64,7 +64,7 @@ def _recur(call, layer, x, initial, prefix):
 
 
 def _inputs(call):
-    """The sequence and the initial states; a mask may be there too."""
+    """The sequence and the initial states."""
     x, initial = call.bind("sequences", "initial_state")
     return x, [] if initial is None else keras.tree.flatten(initial)
 

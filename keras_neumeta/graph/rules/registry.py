@@ -25,8 +25,9 @@ def register_rule(*layer_classes):
 
     - `call.layer`, `call.args`, `call.kwargs`: the layer and its arguments,
       with traced tensors in the place of tensors; `call.inputs`: these alone,
-      as a list. `x.shape` is the shape with the batch axis, which is `None`;
-      `x.channels(axis)` the labels of an axis.
+      as a list, but for masks, which are frozen already. `x.shape` is the
+      shape with the batch axis, which is `None`; `x.channels(axis)` the labels
+      of an axis.
     - `call.new_channels(number)`: labels of channels that the layer makes.
     - `call.weight(variable, {axis: labels})`: what the axes of a weight hold.
       `summed` are the axes that the layer sums over, `positions` how often
