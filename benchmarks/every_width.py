@@ -473,6 +473,7 @@ class Bench:
             "epochs": self.task.epochs,
             "rate": self.task.rate,
             "examples": len(self.train[0]),
+            "pretrained": self.task.pretrained,
             "minutes": round((time.perf_counter() - start) / 60, 1),
             **provenance(),
         }

@@ -54,6 +54,8 @@ def mean(runs, ratio):
 
 def budget(run):
     """How long each method of a task was trained, in words."""
+    if run.get("pretrained"):
+        return f"{run['epochs']} epochs each, from pretrained weights."
     if not run["base_epochs"]:
         return f"{run['epochs']} epochs each."
     return (

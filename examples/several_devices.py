@@ -120,8 +120,11 @@ def scope_of(options):
             keras.distribution.initialize(
                 address, options.processes, options.process
             )
+        devices = keras.distribution.list_devices()
+        if len(devices) < number:
+            sys.exit(f"--devices: there are {len(devices)}, not {number}.")
         distribution = keras.distribution.DataParallel(
-            devices=keras.distribution.list_devices()[:number],
+            devices=devices[:number],
             auto_shard_dataset=False,
         )
         return distribution.scope()

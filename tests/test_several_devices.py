@@ -22,14 +22,14 @@ import keras_neumeta as nm
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-def make():
+def make(seed=0, norms=None):
     """A hypermodel with every term of the loss, and statistics."""
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             layers.Conv2D(4, 5, strides=4, activation="relu"),
-            *statistics(),
+            *(statistics() if norms is None else norms),
             layers.Conv2D(8, 3, strides=2, kernel_regularizer="l2"),
             layers.Flatten(),
             layers.Dense(10),
@@ -37,12 +37,12 @@ def make():
     )
     hyper = nm.ManifoldHyperModel(
         model,
-        sampler=nm.Sandwich(num_fixed=2, bands=1, seed=0),
+        sampler=nm.Sandwich(num_fixed=2, bands=1, seed=seed),
         distillation_loss=keras.losses.mean_absolute_error,
         reconstruction=1.0,
         weight_norm=1e-3,
         noise=1.0,
-        seed=0,
+        seed=seed,
     )
     hyper.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
@@ -60,16 +60,22 @@ def statistics():
     return [layers.BatchNormalization(synchronized=synchronized)]
 
 
-def run(folder, *arguments):
-    """The losses of the example with this network."""
+def start(folder, *arguments, **environment):
+    """Runs the example with this network."""
+    environment["KERAS_BACKEND"] = keras.backend.backend()
     done = subprocess.run(
         [sys.executable, __file__, "--quick", "--dataset", "digits"]
         + ["--output", folder, *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},
+        env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
+
+
+def run(folder, *arguments):
+    """The losses of the example with this network."""
+    start(folder, *arguments)
     history = json.loads((folder / "history.json").read_text())
     small = keras.saving.load_model(folder / "quarter.keras")
     return history, small.get_weights()
@@ -114,6 +120,36 @@ def test_devices_learn_what_one_does(arguments, one_device, tmp_path):
     assert_same(run(tmp_path, *arguments), one_device)
 
 
+@pytest.mark.slow
+@pytest.mark.torch  # The only one that copies a process to the others.
+def test_processes_agree_whatever_their_seeds(tmp_path):
+    pytest.importorskip("sklearn")
+    start(tmp_path, "--processes", "2", UNEQUAL=str(tmp_path))
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+    assert len(first.files) > 10
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def run_unequal(example, folder):
+    """Trains with batch norm, another seed in each process; saves all."""
+    from torch import distributed
+
+    made = []
+
+    def make_unequal():
+        norms = [layers.BatchNormalization()]
+        made.append(make(distributed.get_rank(), norms))
+        return made[0]
+
+    example.make = make_unequal
+    example.main()
+    if made:
+        values = [*made[0].get_weights(), *made[0].morph(0.5).get_weights()]
+        path = pathlib.Path(folder, f"{distributed.get_rank()}.npz")
+        np.savez(path, *values)
+
+
 if __name__ == "__main__":
     # Where the example finds its neighbours.
     sys.path.insert(0, str(EXAMPLES))
@@ -122,5 +158,8 @@ if __name__ == "__main__":
     )
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
-    example.make = make
-    example.main()
+    if "UNEQUAL" in os.environ:
+        run_unequal(example, os.environ["UNEQUAL"])
+    else:
+        example.make = make
+        example.main()
