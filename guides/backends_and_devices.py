@@ -256,7 +256,9 @@ each step.
 - TensorFlow: make and compile the hypermodel within the scope of a
   `tf.distribute` strategy.
 - JAX: within that of `keras.distribution.DataParallel`.
-- PyTorch: one process per device, joined by `torch.distributed`.
+- PyTorch: one process per device, joined by `torch.distributed`. Each needs a
+  `BackupAndRestore` with a folder of its own: with one in the first process
+  alone, that one goes on from a later epoch than the others.
 
 `examples/several_devices.py` does all three, and on a machine without GPUs
 simulates devices on the CPU: no faster there, but the same numbers. Below are
