@@ -16,6 +16,9 @@ from keras_neumeta.fields.interpolation import (
 from keras_neumeta.fields.size_knots import SizeKnots
 from keras_neumeta.serialization import register_serializable
 
+# A variance that counts as none: that of Keras' batch norm.
+EPSILON = 1e-3
+
 
 @register_serializable
 class StatisticsField(keras.layers.Layer):
@@ -31,6 +34,8 @@ class StatisticsField(keras.layers.Layer):
     from the layer's mean input, a further statistic, and the weights of the
     size; its curve holds only what this leaves (the borders of images). The
     curve of its variance holds the ratio to the sum of its squared weights.
+    Variances are kept as logarithms: where the training seldom draws a size,
+    a curve could else fall to zero.
 
     Args:
         min_ratio: Ratio of the first knot; the last one is at 1.
@@ -63,15 +68,26 @@ class StatisticsField(keras.layers.Layer):
             *values,
             *(np.zeros(each.layout.shape) for each in graph.normalized_sums),
         ]
+        # Added to a variance, to have a logarithm of one that is zero.
+        self.least = {
+            number: EPSILON
+            for number, layout in enumerate(self.layouts)
+            if layout.minimum == 0.0
+        }
         for each in graph.normalized_sums:
-            kernel = np.asarray(weights[each.kernel], "float32")
-            spread = each.predict_variance(ops.convert_to_tensor(kernel))
-            variance = values[each.variance] + each.epsilon
-            values[each.variance] = variance / ops.convert_to_numpy(spread)
+            self.least[each.variance] = each.epsilon
+        for number, least in self.least.items():
+            values[number] = np.log(values[number] + least)
+        for each in graph.normalized_sums:
+            kernel = ops.convert_to_tensor(
+                np.asarray(weights[each.kernel], "float32")
+            )
+            spread = ops.convert_to_numpy(each.predict_variance(kernel))
+            values[each.variance] = values[each.variance] - np.log(spread)
         # Statistics of the same channels are one array: fewer, larger
         # operations in each step.
         self.bundles = bundles(self.layouts)
-        self.knots, self.lowest = [], []
+        self.knots = []
         self.size_knots = SizeKnots(
             graph,
             [self.layouts[bundle[0]] for bundle in self.bundles],
@@ -80,7 +96,6 @@ class StatisticsField(keras.layers.Layer):
             else [1.0],
         )
         for number, bundle in enumerate(self.bundles):
-            layout = self.layouts[bundle[0]]
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             value = np.broadcast_to(value, (len(self.size_knots), *value.shape))
             # Each replica measures its part of the batch; outside of a step
@@ -95,9 +110,6 @@ class StatisticsField(keras.layers.Layer):
                     name=f"knots_{number}",
                 )
             self.knots.append(variable)
-            shape = (-1, *[1] * len(layout.shape))
-            lowest = [self.layouts[i].minimum for i in bundle]
-            self.lowest.append(np.array(lowest, "float32").reshape(shape))
         self.built = True
 
     def generate(self, sizes, weights):
@@ -111,21 +123,23 @@ class StatisticsField(keras.layers.Layer):
             List of tensors in the order of the layouts.
         """
         values = self._read(sizes)
-        for each, mean, spread in self._predicted(values, weights):
+        spreads = {}
+        for each, kernel, inputs in self._sums(values, weights):
+            mean = each.predict_mean(kernel, inputs)
             values[each.mean] = values[each.mean] + mean
-            variance = values[each.variance] * spread - each.epsilon
-            values[each.variance] = ops.maximum(variance, 0.0)
+            spreads[each.variance] = each.predict_variance(kernel)
+        for number, least in self.least.items():
+            variance = ops.exp(values[number]) * spreads.get(number, 1.0)
+            values[number] = ops.maximum(variance - least, 0.0)
         return values
 
-    def _predicted(self, values, weights):
-        """What follows from the mean inputs among `values` and the weights."""
+    def _sums(self, values, weights):
+        """Each sum, its kernel, and its mean input among `values`."""
         sums = self.graph.normalized_sums
         inputs = values[len(values) - len(sums) :]
         for each, value in zip(sums, inputs, strict=True):
             kernel = ops.convert_to_tensor(weights[each.kernel])
-            kernel = ops.stop_gradient(kernel)
-            mean = each.predict_mean(kernel, value)
-            yield each, mean, each.predict_variance(kernel)
+            yield each, ops.stop_gradient(kernel), value
 
     def _read(self, sizes):
         matrices = group_matrices(
@@ -166,15 +180,18 @@ class StatisticsField(keras.layers.Layer):
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)
-        changes = [
-            _finite(ops.stop_gradient(ops.cast(new, "float32") - old))
-            for old, new in zip(before, after, strict=True)
-        ]
+        changes = []
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            new = ops.cast(new, "float32")
+            if number in self.least:
+                least = self.least[number]
+                old, new = ops.log(old + least), ops.log(new + least)
+            changes.append(_finite(ops.stop_gradient(new - old)))
         # What follows from the mean inputs and the weights is not left to
         # the curves.
-        for each, mean, spread in self._predicted(changes, weights):
+        for each, kernel, inputs in self._sums(changes, weights):
+            mean = each.predict_mean(kernel, inputs)
             changes[each.mean] = changes[each.mean] - mean
-            changes[each.variance] = changes[each.variance] / spread
         for number, bundle in enumerate(self.bundles):
             change = ops.stack([changes[index] for index in bundle])
             layout = self.layouts[bundle[0]]
@@ -191,11 +208,7 @@ class StatisticsField(keras.layers.Layer):
             hat = hat / ops.sum(ops.square(hat))
             hat = ops.reshape(hat, (-1,) + (1,) * (len(layout.shape) + 1))
             knots = self.knots[number]
-            # A change is spread over neighbouring channels and sizes: it
-            # could push a variance below zero.
-            knots.assign(
-                ops.maximum(knots + hat * change[None], self.lowest[number])
-            )
+            knots.assign(knots + hat * change[None])
 
     def _mask(self, change, number, axis, reached):
         """Leaves control points alone that this size does not read."""
