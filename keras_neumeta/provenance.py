@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import sys
 
 import keras
@@ -22,7 +23,7 @@ def provenance(*packages):
     backend = keras.backend.backend()
     names = ["keras", backend, "numpy", *packages]
     return {
-        "command": " ".join(["python", *map(_shortened, sys.argv)]),
+        "command": shlex.join(["python", *map(_shortened, sys.argv)]),
         "date": datetime.date.today().isoformat(),
         "backend": backend,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
