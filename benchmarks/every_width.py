@@ -157,12 +157,18 @@ def _sampled(sampler):
     return lambda seed, low: {"sampler": sampler(seed, low)}
 
 
-def _field(noise=0.0, **arguments):
-    return lambda seed, low: {
-        **FIELDS["anchored"](seed, low),
-        "field": nm.AnchoredField(**arguments),
-        "noise": noise,
-    }
+def _field(noise=0.0, **changes):
+    def arguments(seed, low):
+        # As by default, where the change allows it.
+        level = low <= 0.25 and not changes.get("stretch")
+        levels = {"levels": (0.25,) if level else ()}
+        return {
+            **FIELDS["anchored"](seed, low),
+            "field": nm.AnchoredField(**{**levels, **changes}),
+            "noise": noise,
+        }
+
+    return arguments
 
 
 # One part of the default method changed at a time.
@@ -195,7 +201,7 @@ ABLATIONS = {
     "stretch 1": _field(stretch=1.0),
     "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
-    "level 0.25": _field(levels=(0.25,)),
+    "no level": _field(levels=()),
 }
 MANIFOLDS = {**FIELDS, **ABLATIONS}
 DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")

@@ -37,11 +37,16 @@ from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
 from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
+# The smallest sizes get weights of their own, if they are trained: what they
+# need takes much from the largest ones.
+_LEVEL = 0.25
 _FIELDS = {
-    "anchored": lambda seed: AnchoredField(),
-    "implicit": lambda seed: ImplicitField(seed=seed),
-    "integral": lambda seed: IntegralField(),
-    "slimmable": lambda seed: SlimmableField(),
+    "anchored": lambda seed, min_ratio: AnchoredField(
+        levels=(_LEVEL,) if min_ratio <= _LEVEL else ()
+    ),
+    "implicit": lambda seed, min_ratio: ImplicitField(seed=seed),
+    "integral": lambda seed, min_ratio: IntegralField(),
+    "slimmable": lambda seed, min_ratio: SlimmableField(),
 }
 _SAMPLERS = {
     "sandwich": samplers.Sandwich,
@@ -76,7 +81,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         model: The target: a built Sequential or functional `keras.Model`,
             trained or not.
         field: A `WeightField`, or `"anchored"`, `"implicit"`, `"slimmable"`,
-            `"integral"`.
+            `"integral"`. Anchored: `AnchoredField(levels=(0.25,))`, with a
+            quarter-size network's own weights beside the target's, or without
+            levels where the sampler draws no such size.
         sampler: A `SizeSampler`, `"sandwich"`, `"uniform"`, or
             `"independent"` to train for a ratio per channel group.
         layers: The layers whose channels may change: names, patterns such as
@@ -174,9 +181,16 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                     f"Argument `{argument}` must be in [0, {limit:g}]. "
                     f"Received: {argument}={value}"
                 )
-        field = _by_name("field", field, _FIELDS, WeightField, seed)
         sampler = _by_name(
-            "sampler", sampler, _SAMPLERS, samplers.SizeSampler, seed
+            "sampler", sampler, _SAMPLERS, samplers.SizeSampler, seed=seed
+        )
+        field = _by_name(
+            "field",
+            field,
+            _FIELDS,
+            WeightField,
+            seed=seed,
+            min_ratio=sampler.min_ratio,
         )
         # Layers cast what they compute with; the field stays in float32.
         kwargs.setdefault("dtype", model.dtype_policy)
@@ -688,9 +702,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         return cls(**config, smooth=False)
 
 
-def _by_name(argument, value, names, kind, seed):
+def _by_name(argument, value, names, kind, **more):
     if isinstance(value, str) and value in names:
-        return names[value](seed=seed)
+        return names[value](**more)
     if isinstance(value, kind):
         return value
     raise ValueError(
