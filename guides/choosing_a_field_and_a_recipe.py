@@ -6,10 +6,11 @@ Description: How to read the benchmark tables, and what not to conclude.
 """
 ## Start with the defaults
 
-`nm.ManifoldHyperModel(model)` is the `AnchoredField`, the `Sandwich` sampler
-and a distillation of 0.5. Change one thing at a time, and only after you have
-seen a reason in *your* numbers. This guide shows how to look at such numbers,
-on the results that the repository keeps in `benchmarks/results`.
+`nm.ManifoldHyperModel(model)` is the `AnchoredField` with a level at a quarter,
+the `Sandwich` sampler and a distillation of 0.5. Change one thing at a time,
+and only after you have seen a reason in *your* numbers. This guide shows how to
+look at such numbers, on the results that the repository keeps in
+`benchmarks/results`.
 
 Nothing is trained here.
 
@@ -59,6 +60,7 @@ print(f"\nbackend {first['backend']}, {first['date']}, {first['versions']}")
 - `l1`, `l2`, `taylor`, `hessian`, `random`: the full-size network with its
   least important channels removed, and no training after that. `l1 tuned`: half
   of the steps before the cut and half after it, once per size.
+- `no level`: `anchored` without weights of their own for the smallest sizes.
 
 The script is `benchmarks/every_width.py`; the whole table with parameters and
 MACs is [here](../benchmarks/results/every_width_mnist-lenet.md).
@@ -138,7 +140,7 @@ axes.grid(alpha=0.3)
 
 """
 Where bars overlap widely, the order of two methods is not known. Where they do
-not, it is known for this seed, this network and this budget.
+not, it is known for these seeds, this network and this budget.
 
 ## Below the trained range
 
@@ -184,9 +186,9 @@ one file, and sizes that agree with each other (`examples/similarity.py`).
 
 | field | reads | take it |
 |---|---|---|
-| `AnchoredField()` | the leading channels | first |
+| `AnchoredField(levels=(0.25,))`, the default | the leading channels | first |
+| `AnchoredField()` | the same, without levels | to store no more |
 | `AnchoredField(stretch=1)` | in between channels | for sizes above full |
-| `AnchoredField(levels=(0.25,))` | as the first | if small sizes lag |
 | `ImplicitField()` | a network over coordinates | to study the method |
 | `SlimmableField()` | the leading channels, unscaled | to compare |
 | `IntegralField()` | in between channels | to compare |
@@ -196,9 +198,9 @@ What each stores for the LeNet, beside the network's own parameters:
 
 network = nm.models.lenet()
 fields = {
+    "AnchoredField(levels=(0.25,))": nm.AnchoredField(levels=(0.25,)),
     "AnchoredField()": nm.AnchoredField(),
     "AnchoredField(stretch=1)": nm.AnchoredField(stretch=1),
-    "AnchoredField(levels=(0.25,))": nm.AnchoredField(levels=(0.25,)),
     "ImplicitField()": nm.ImplicitField(),
     "SlimmableField()": nm.SlimmableField(),
     "IntegralField()": nm.IntegralField(),

@@ -175,7 +175,10 @@ for axes, stretch in zip(columns, (0, 1)):
 `AnchoredField` holds one array of *control points* per weight, of the same
 shape as the weight, started at the model's own values. So the full size is the
 model, exactly, and the field stores exactly as many numbers as the network.
-Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size.
+Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. By
+default a level is added, `levels=(0.25,)`: control points of a quarter-size
+network's own, which sizes below a half blend in. What the smallest sizes need
+then takes less from the large ones.
 
 `ImplicitField` asks a small neural network for each value, as published. Below
 is what the two kinds of `AnchoredField` give for `conv2` *before* any training
