@@ -96,6 +96,22 @@ def fitted():
 # What one fit gives
 
 
+@pytest.mark.parametrize(
+    "least, levels", [(0.1, [0.25]), (0.25, [0.25]), (0.5, [])]
+)
+def test_default_field_has_a_level_where_small_sizes_are_trained(least, levels):
+    sampler = keras_neumeta.Sandwich(min_ratio=least)
+    hyper = ManifoldHyperModel(mlp(), sampler=sampler)
+    assert hyper.field.levels == levels
+    # Of its own: the smallest size moves, the full one stays.
+    full, small = (snapshot(hyper.morph(ratio)) for ratio in (1.0, 0.25))
+    for level in hyper.field.size_levels:
+        for _, points in level.values():
+            points.assign(points + 1.0)
+    assert not differ(full, snapshot(hyper.morph(1.0)))
+    assert differ(small, snapshot(hyper.morph(0.25))) == bool(levels)
+
+
 def test_fit_lowers_the_losses(fitted):
     history = fitted[-1]
     for name in ("loss", "task_loss", "val_loss"):
