@@ -4,9 +4,9 @@ For ONNX (onnxruntime) and LiteRT, with float weights and with weights
 quantized to int8 (by onnxruntime in the exported file, by LiteRT while it
 exports): bytes of the files, milliseconds of one image on one thread of the
 CPU (its processor time), and both as ratios of the full size to the quarter
-size. Runs of both alternate, so that a machine whose
-speed drifts slows both alike; the ratio of the times is the median over
-blocks. The networks are not trained, which neither speed nor size depends on.
+size. Runs of both alternate, so that a machine whose speed drifts slows both
+alike; the ratio of the times is the median over blocks. The networks are not
+trained, which neither speed nor size depends on.
 
     KERAS_BACKEND=tensorflow python benchmarks/exported.py
 """

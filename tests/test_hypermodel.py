@@ -93,9 +93,6 @@ def fitted():
     return hyper, target, before, states, history
 
 
-# What one fit gives
-
-
 @pytest.mark.parametrize(
     "least, levels", [(0.1, [0.25]), (0.25, [0.25]), (0.5, [])]
 )
@@ -110,6 +107,9 @@ def test_default_field_has_a_level_where_small_sizes_are_trained(least, levels):
             points.assign(points + 1.0)
     assert not differ(full, snapshot(hyper.morph(1.0)))
     assert differ(small, snapshot(hyper.morph(0.25))) == bool(levels)
+
+
+# What one fit gives
 
 
 def test_fit_lowers_the_losses(fitted):
