@@ -34,6 +34,7 @@ from fused import use_fused_batch_norm
 from timing import alternate
 
 import keras_neumeta as nm
+from keras_neumeta.fields.anchored import default_levels
 from keras_neumeta.provenance import provenance
 
 BATCH_SIZE = 128
@@ -160,11 +161,10 @@ def _sampled(sampler):
 def _field(noise=0.0, **changes):
     def arguments(seed, low):
         # As by default, where the change allows it.
-        level = low <= 0.25 and not changes.get("stretch")
-        levels = {"levels": (0.25,) if level else ()}
+        levels = () if changes.get("stretch") else default_levels(low)
         return {
             **FIELDS["anchored"](seed, low),
-            "field": nm.AnchoredField(**{**levels, **changes}),
+            "field": nm.AnchoredField(**{"levels": levels, **changes}),
             "noise": noise,
         }
 

@@ -2,9 +2,9 @@
 
 Trains a variational autoencoder, then its weight manifold, on which every
 hidden width morphs and the latent code stays; compares the morphed sizes with
-plain channel cutting: squared error of the reconstructions and negative
-evidence lower bound. Writes a table, a plot, the hypermodel, the smallest
-network, and a picture of reconstructions and samples of each size.
+plain channel cutting and with the floor: squared error of the reconstructions
+and negative evidence lower bound. Writes a table, a plot, the hypermodel, the
+smallest network, and a picture of reconstructions and samples of each size.
 
     python examples/generation.py --dataset mnist
     python examples/generation.py --dataset faces_64x64.npz
@@ -12,6 +12,7 @@ network, and a picture of reconstructions and samples of each size.
     python examples/generation.py --dataset mnist --quick
 """
 
+import itertools
 import math
 import os
 import time
@@ -133,16 +134,6 @@ def negative_bound(model, test, nats, seed):
     return total / number
 
 
-def sizes_of(hyper, ratios, others=()):
-    """The morphed sizes, those cut from the full-size network, and rivals."""
-    full = hyper.morph(1.0)
-    for ratio in ratios:
-        yield "morph", ratio, hyper.morph(ratio)
-    for ratio in ratios:
-        yield "cut", ratio, nm.cut(full, ratio)
-    yield from others
-
-
 def draw(path, models, x, seed):
     """Reconstructions and samples of each size.
 
@@ -189,8 +180,11 @@ def main(arguments=None):
     hyper = common.manifold_of(base, data, options, compiled)
     table = nm.Sweep()
     morphed = {}
-    others = rivals.rivals_of(base, data, options, compiled)
-    for method, ratio, model in sizes_of(hyper, options.ratios, others):
+    networks = itertools.chain(
+        nm.networks_of(hyper, options.ratios, cut=True),
+        rivals.rivals_of(base, data, options, compiled),
+    )
+    for method, ratio, model in networks:
         model.compile(**compiled(), run_eagerly=hyper.run_eagerly)
         table.add(method, ratio, model, data.test, verbose=0)
         bound = negative_bound(model, data.test, nats, options.seed)

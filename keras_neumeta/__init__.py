@@ -33,5 +33,6 @@ from keras_neumeta.smoothing import smooth as smooth
 from keras_neumeta.smoothing import sort_channels as sort_channels
 from keras_neumeta.smoothing import total_variation as total_variation
 from keras_neumeta.sweep import Sweep as Sweep
+from keras_neumeta.sweep import networks_of as networks_of
 from keras_neumeta.sweep import sweep as sweep
 from keras_neumeta.version import __version__ as __version__

@@ -16,6 +16,7 @@ from keras_neumeta.fields import (
     SlimmableField,
     WeightField,
 )
+from keras_neumeta.fields.anchored import default_levels
 from keras_neumeta.fields.interpolation import is_static
 from keras_neumeta.graph import (
     assign,
@@ -37,12 +38,9 @@ from keras_neumeta.smoothing import sort_channels
 from keras_neumeta.statistics import StatisticsField
 from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
-# The smallest sizes get weights of their own, if they are trained: what they
-# need takes much from the largest ones.
-_LEVEL = 0.25
 _FIELDS = {
     "anchored": lambda seed, min_ratio: AnchoredField(
-        levels=(_LEVEL,) if min_ratio <= _LEVEL else ()
+        levels=default_levels(min_ratio)
     ),
     "implicit": lambda seed, min_ratio: ImplicitField(seed=seed),
     "integral": lambda seed, min_ratio: IntegralField(),

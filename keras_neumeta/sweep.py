@@ -203,25 +203,43 @@ def sweep(
             "Argument `hyper` must be compiled, so that the sizes can be "
             "evaluated. Call `hyper.compile(optimizer, loss, metrics=...)`."
         )
-    arguments = {"batch_size": batch_size, "verbose": verbose}
     table = Sweep()
-    for ratio in ratios:
-        model = hyper.morph(ratio, **morph)
+    for method, ratio, model in networks_of(hyper, ratios, cut=cut, **morph):
         compile_like(model, hyper)
-        table.add("morph", ratio, model, x, y, **arguments)
+        table.add(
+            method, ratio, model, x, y, batch_size=batch_size, verbose=verbose
+        )
+    return table
+
+
+def networks_of(hyper, ratios=RATIOS, *, cut=False, **morph):
+    """The networks that `sweep` compares, to measure what no metric can.
+
+    Args:
+        hyper, ratios, cut, morph: As for `sweep`.
+
+    Yields:
+        Tuples `(method, ratio, model)` with the method `"morph"`, `"cut"` or
+        `"floor"`, whose ratio is `None`; the models are not compiled.
+
+    Example:
+
+    ```python
+    for method, ratio, model in keras_neumeta.networks_of(hyper, [1.0, 0.5]):
+        print(method, ratio, model.count_params())
+    ```
+    """
+    for ratio in ratios:
+        yield "morph", ratio, hyper.morph(ratio, **morph)
     full = hyper.morph(1.0, depth=morph.get("depth"))
     if cut:
         for ratio in ratios:
             keep = largest_channels(
                 full, ratio, hyper.morphed_layers, morph.get("divisor", 1)
             )
-            model = cut_channels(full, keep)
-            compile_like(model, hyper)
-            table.add("cut", ratio, model, x, y, **arguments)
+            yield "cut", ratio, cut_channels(full, keep)
     _silence(full, hyper.graph)
-    compile_like(full, hyper)
-    table.add("floor", None, full, x, y, **arguments)
-    return table
+    yield "floor", None, full
 
 
 def _silence(model, graph):

@@ -54,6 +54,12 @@ def test_rows_are_those_of_the_morphed_models(hyper, table):
         ("cut", 0.5),
         ("floor", None),
     ]
+    networks = nm.networks_of(hyper, (1.0, 0.5), cut=True)
+    for row, (method, ratio, model) in zip(table.rows, networks, strict=True):
+        assert (row["method"], row["ratio"]) == (method, ratio)
+        model.compile(loss=hyper.loss, metrics=["accuracy"])
+        result = model.evaluate(*data(), verbose=0, return_dict=True)
+        assert row["accuracy"] == pytest.approx(result["accuracy"])
     small = hyper.morph(0.5)
     row = table.rows[1]
     assert row["parameters"] == small.count_params()

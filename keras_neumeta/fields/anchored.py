@@ -16,6 +16,15 @@ from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.serialization import register_serializable
 
 
+def default_levels(min_ratio):
+    """The `levels` of a field that is trained down to a ratio.
+
+    The smallest sizes get weights of their own, if they are trained: what they
+    need takes much from the largest ones.
+    """
+    return (0.25,) if min_ratio <= 0.25 else ()
+
+
 @register_serializable
 class AnchoredField(WeightField):
     """Learned control points, started at the target's own weights.

@@ -120,7 +120,11 @@ def test_generation_beside_its_rivals(example, tmp_path):
     check_outputs(table, tmp_path, "images.png")
     rows = {(row["method"], row["ratio"]): row for row in table.rows}
     methods = ("morph", "cut", "individual", "l1", "slimmable")
-    assert set(rows) == {(m, r) for m in methods for r in (1.0, 0.5)}
+    assert set(rows) == {
+        ("floor", None),
+        *((m, r) for m in methods for r in (1.0, 0.5)),
+    }
+    assert all(row["negative_elbo"] > 0 for row in rows.values())
     for ratio in (1.0, 0.5):
         sizes = {rows[method, ratio]["parameters"] for method in methods}
         assert len(sizes) == 1

@@ -296,7 +296,7 @@ def check_morphed(model, graph, sizes):
         np.testing.assert_allclose(
             ops.convert_to_numpy(one),
             ops.convert_to_numpy(other),
-            rtol=1e-5 if rounded else 0.0,
+            rtol=1e-6 if rounded else 0.0,
             atol=1e-7 if rounded else 0.0,
         )
 
