@@ -26,6 +26,14 @@ import keras_neumeta as nm
 from keras_neumeta.provenance import provenance
 
 
+# The default, and one random size a step.
+CASES = (
+    ("anchored", "sandwich"),
+    ("anchored", "uniform"),
+    ("implicit", "uniform"),
+)
+
+
 def compiled(model):
     model.compile(
         keras.optimizers.SGD(1e-3, momentum=0.9),
@@ -84,12 +92,7 @@ def main():
     plain = compiled(nm.models.cifar_resnet(20))
     plain.train_on_batch(x, y)
     rows = []
-    cases = [
-        ("anchored", "uniform", nm.AnchoredField(), nm.Uniform()),
-        ("anchored", "sandwich", nm.AnchoredField(), nm.Sandwich()),
-        ("implicit", "uniform", nm.ImplicitField(), nm.Uniform()),
-    ]
-    for field_name, sampler_name, field, sampler in cases:
+    for field, sampler in CASES:
         hyper = compiled(
             nm.ManifoldHyperModel(target, field, sampler, smooth=False)
         )
@@ -103,9 +106,9 @@ def main():
             options.steps,
         )
         row = {
-            "field": field_name,
-            "sampler": sampler_name,
-            "sizes_per_step": sampler.num_sizes,
+            "field": field,
+            "sampler": sampler,
+            "sizes_per_step": hyper.sampler.num_sizes,
             "hyper_seconds": seconds,
             "plain_seconds": plain_seconds,
             "ratio": ratio,
@@ -114,7 +117,7 @@ def main():
         }
         rows.append(row)
         print(
-            f"{backend:<11}{field_name:<10}{sampler_name:<10}"
+            f"{backend:<11}{field:<10}{sampler:<10}"
             f"hyper {row['hyper_seconds']:.3f} s  "
             f"plain {row['plain_seconds']:.3f} s  "
             f"ratio {row['ratio']:.2f}  "
