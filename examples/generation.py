@@ -177,7 +177,8 @@ def main(arguments=None):
     base = common.base_of(
         lambda: make_model(options, data), data, options, compiled
     )
-    hyper = common.manifold_of(base, data, options, compiled)
+    # An image says more than the largest size's blurred copy of it.
+    hyper = common.manifold_of(base, data, options, compiled, distillation=0.0)
     table = nm.Sweep()
     morphed = {}
     networks = itertools.chain(
