@@ -158,7 +158,7 @@ def _sampled(sampler):
     return lambda seed, low: {"sampler": sampler(seed, low)}
 
 
-def _field(noise=0.0, **changes):
+def _field(noise=0.0, smooth=True, **changes):
     def arguments(seed, low):
         # As by default, where the change allows it.
         levels = () if changes.get("stretch") else default_levels(low)
@@ -166,6 +166,7 @@ def _field(noise=0.0, **changes):
             **FIELDS["anchored"](seed, low),
             "field": nm.AnchoredField(**{"levels": levels, **changes}),
             "noise": noise,
+            "smooth": smooth,
         }
 
     return arguments
@@ -199,6 +200,7 @@ ABLATIONS = {
     "scale 0.5": _field(scale=0.5),
     "stretch 0.5": _field(stretch=0.5),
     "stretch 1": _field(stretch=1.0),
+    "stretch 1, no smoothing": _field(stretch=1.0, smooth=False),
     "stretch 1, cubic": _field(stretch=1.0, interpolation="cubic"),
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
     "no level": _field(levels=()),
