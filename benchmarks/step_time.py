@@ -25,7 +25,6 @@ from timing import alternate, seconds_of
 import keras_neumeta as nm
 from keras_neumeta.provenance import provenance
 
-
 # The default, and one random size a step.
 CASES = (
     ("anchored", "sandwich"),
