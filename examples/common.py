@@ -85,6 +85,11 @@ def parse(parser, arguments, defaults, quick):
     return options
 
 
+def first_line(error):
+    """What an error says, on one line."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
 class NoData(SystemExit):
     """A data set cannot be had: the program ends, and says what to do."""
 
@@ -96,10 +101,12 @@ class NoData(SystemExit):
         remedy="Set TFDS_DATA_DIR to a folder that holds it, connect to a "
         "network, or give another --dataset.",
     ):
-        line = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, ImportError):
+            package = (error.name or source).partition(".")[0]
+            remedy = f"Install it: pip install {package}"
         super().__init__(
             f"Data set '{name}' cannot be had through {source} "
-            f"({type(error).__name__}: {line[:120]}). {remedy}"
+            f"({type(error).__name__}: {first_line(error)}). {remedy}"
         )
 
 

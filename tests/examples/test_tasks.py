@@ -253,3 +253,23 @@ def test_data_that_cannot_be_had(example, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="cannot be read as images"):
         datasets.classification(str(tmp_path / "empty"))
     shutil.rmtree(tmp_path / "empty")
+
+
+def test_data_sets_are_prepared_with_the_pinned_packages(tmp_path):
+    testing = pytest.importorskip("tensorflow_datasets").testing
+    builder = testing.DummyDataset(data_dir=tmp_path)
+    builder.download_and_prepare()
+    assert len(list(builder.as_dataset(split="train"))) == 3
+
+
+def test_packages_that_are_missing_are_named(example, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def fail(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'one.two'", name="one.two")
+
+    monkeypatch.setattr(tfds, "load", fail)
+    with pytest.raises(
+        SystemExit, match="'mnist'.*Install it: pip install one$"
+    ):
+        example("common").load_arrays("mnist")
