@@ -32,6 +32,11 @@ IMAGES = (*LABELLED, "celeb_a")
 FIXED_SIZES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NOT_MIRRORED = ("mnist", "fashion_mnist")
 VOC_CLASSES, VOC_VOID = 21, 255
+VOC_URL = (
+    "https://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+    "VOCtrainval_11-May-2012.tar"
+)
+VOC_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
 SHUFFLED = 10_000  # images held to draw from
 CACHED = 100_000  # small images: up to so many stay in memory
 
@@ -456,18 +461,38 @@ def _unlabelled_folder(folder, size, seed):
         sys.exit(f"'{folder}' cannot be read as images: {error}")
 
 
+def _downloaded_voc(folder):
+    """Where VOC 2012 lies, downloaded and extracted below a folder.
+
+    By Keras: keras-cv gives it a path for a name, which it no longer takes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return keras.utils.get_file(
+        "voc2012",
+        VOC_URL,
+        file_hash=VOC_MD5,
+        extract=True,
+        cache_dir=folder,
+        cache_subdir="",
+    )
+
+
 def _voc(folder, size):
+    folder = pathlib.Path(folder or "~/.keras/pascal_voc_2012").expanduser()
     try:
         from keras_cv.datasets.pascal_voc.segmentation import load
 
-        train, test = (load(split, folder) for split in ("train", "eval"))
+        places = [folder, folder / "voc2012"]
+        found = [p for p in places if (p / "VOCdevkit" / "VOC2012").is_dir()]
+        place = str(found[0] if found else _downloaded_voc(folder))
+        train, test = (load(split, place) for split in ("train", "eval"))
     except Exception as error:
         raise common.NoData(
             "voc2012",
             "keras-cv",
             error,
-            "Connect to a network, or give --folder, a folder that holds "
-            "VOCdevkit/VOC2012.",
+            f"Connect to a network, or download {VOC_URL} and extract it in "
+            f"'{folder}' (--folder), which then holds VOCdevkit/VOC2012.",
         ) from error
 
     def resize(example):

@@ -1,9 +1,11 @@
 """The examples of each task, end to end on little data."""
 
+import hashlib
 import json
 import os
 import pathlib
 import shutil
+import tarfile
 
 import keras
 import numpy as np
@@ -168,9 +170,9 @@ def test_f1_and_iou_without_void(example):
     np.testing.assert_allclose(metric.result(), expected, rtol=1e-6)
 
 
-def test_voc_is_read_with_its_void(example, tmp_path):
-    pytest.importorskip("keras_cv")
-    root = tmp_path / "VOCdevkit" / "VOC2012"
+def write_voc(folder):
+    """An image for training and one for testing, as in VOC 2012."""
+    root = folder / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
         (root / name).mkdir(parents=True)
     (root / "Annotations").mkdir()
@@ -189,6 +191,11 @@ def test_voc_is_read_with_its_void(example, tmp_path):
             "<annotation><size><width>50</width><height>30</height></size>"
             "</annotation>"
         )
+
+
+def test_voc_is_read_with_its_void(example, tmp_path):
+    pytest.importorskip("keras_cv")
+    write_voc(tmp_path)
     data = example("datasets").segmentation(
         "voc2012", image_size=32, folder=str(tmp_path), batch_size=1
     )
@@ -196,6 +203,27 @@ def test_voc_is_read_with_its_void(example, tmp_path):
     assert x.shape == (1, 32, 32, 3) and float(np.max(x)) <= 1.0
     assert set(np.unique(y)) == {0, 1, 255}
     assert data.num_classes == 21 and data.void == 255
+
+
+def test_voc_is_downloaded_once(example, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("keras_cv")
+    datasets = example("datasets")
+    write_voc(tmp_path / "published")
+    archive = tmp_path / "voc.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(tmp_path / "published" / "VOCdevkit", "VOCdevkit")
+    monkeypatch.setattr(datasets, "VOC_URL", archive.as_uri())
+    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets, "VOC_MD5", checksum)
+    folder = tmp_path / "new" / "voc"
+    for _ in range(2):
+        data = datasets.segmentation("voc2012", 1, 32, folder=str(folder))
+        assert data.steps == 1
+        assert int(next(iter(data.test))[1].numpy().max()) == 255
+        archive.unlink(missing_ok=True)
+    assert capsys.readouterr().out.count("Downloading") == 1
+    with pytest.raises(SystemExit, match="extract it in .*/other' .--folder"):
+        datasets.segmentation("voc2012", folder=str(tmp_path / "other"))
 
 
 def test_pipelines_shuffle_and_augment(example, tmp_path):
