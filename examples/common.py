@@ -12,6 +12,7 @@ import numpy as np
 import keras_neumeta as nm
 
 RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+PROGRESS = ".training_progress"  # below the folder for the results
 
 
 def parser_of(description, output):
@@ -79,8 +80,6 @@ def parse(parser, arguments, defaults, quick):
     options.ratios = sorted(options.ratios, reverse=True)
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        shutil.rmtree(options.output / "progress", ignore_errors=True)
     options.seconds = {}
     return options
 
@@ -219,6 +218,9 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
     model.optimizer.build(model.trainable_variables)
     if not epochs:
         return
+    progress = options.output / PROGRESS
+    if not options.seconds and not options.resume:  # The first training.
+        shutil.rmtree(progress, ignore_errors=True)
     announce(title, epochs)
     start = time.time()
     stage = "".join(c if c.isalnum() else "-" for c in title)
@@ -231,7 +233,7 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         callbacks=[
             # What is done stays, for `--resume` goes through all stages.
             keras.callbacks.BackupAndRestore(
-                options.output / "progress" / stage, delete_checkpoint=False
+                progress / stage, delete_checkpoint=False
             )
         ],
     )

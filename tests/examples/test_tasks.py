@@ -301,3 +301,24 @@ def test_packages_that_are_missing_are_named(example, monkeypatch):
         SystemExit, match="'mnist'.*Install it: pip install one$"
     ):
         example("common").load_arrays("mnist")
+
+
+def test_only_a_training_deletes_the_progress_of_another(example, tmp_path):
+    beside_it = tmp_path / "progress" / "notes.txt"
+    progress = tmp_path / ".training_progress" / "network" / "done"
+    for path in (beside_it, progress):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    classification = example("classification")
+    with pytest.raises(SystemExit, match="no folder 'cifra10'"):
+        classification.main(arguments(tmp_path, "--dataset", "cifra10"))
+    assert progress.exists()
+    write_photos(tmp_path / "photos", number=2)
+    words = ["--dataset", tmp_path / "photos", "--image-size", 24]
+    classification.main(
+        arguments(
+            *[tmp_path, *words, "--base-epochs", 0],
+            *["--model", "lenet", "--widths", 2, 2, 2],
+        )
+    )
+    assert not progress.exists() and beside_it.exists()
