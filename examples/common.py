@@ -1,6 +1,7 @@
 """What the examples share: options, arrays of data, training, results."""
 
 import argparse
+import json
 import pathlib
 import shutil
 import sys
@@ -81,7 +82,47 @@ def parse(parser, arguments, defaults, quick):
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     options.seconds = {}
+    if options.resume:
+        check_resumed(options)
     return options
+
+
+def settings_of(options):
+    """What the result depends on, as for JSON."""
+    elsewhere = ("output", "resume", "seconds")
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in vars(options).items()
+        if name not in elsewhere
+    }
+
+
+def started_with(options):
+    """What the stages of a run share: `--compare` only adds some."""
+    settings = settings_of(options)
+    settings.pop("compare", None)
+    return {**settings, "backend": keras.backend.backend()}
+
+
+def check_resumed(options):
+    """Ends the program if the run to go on with had other options."""
+    path = options.output / PROGRESS / "options.json"
+    if not path.exists():
+        print(f"--resume: no run was cut off in '{options.output}'. A new one.")
+        return
+    before = json.loads(path.read_text())
+    now = json.loads(json.dumps(started_with(options)))  # Tuples as lists.
+    differing = [
+        f"{name.replace('_', '-')} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differing:
+        sys.exit(
+            f"--resume: the run in '{options.output}' had other options: "
+            f"{'; '.join(differing)}. Give the same, another --output, or "
+            "leave out --resume to start anew."
+        )
 
 
 def first_line(error):
@@ -219,8 +260,11 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
     if not epochs:
         return
     progress = options.output / PROGRESS
-    if not options.seconds and not options.resume:  # The first training.
+    begun = progress / "options.json"
+    if not options.seconds and not (options.resume and begun.exists()):
         shutil.rmtree(progress, ignore_errors=True)
+        progress.mkdir(parents=True)
+        begun.write_text(json.dumps(started_with(options)) + "\n")
     announce(title, epochs)
     start = time.time()
     stage = "".join(c if c.isalnum() else "-" for c in title)
@@ -348,14 +392,11 @@ def write(table, hyper, data, options, metric):
         np.testing.assert_allclose(
             outputs(reloaded, x), expected, rtol=1e-4, atol=1e-4
         )
-    settings = {
-        name: str(value) if isinstance(value, pathlib.Path) else value
-        for name, value in vars(options).items()
-        if name != "output"
-    }
     table.save(
         folder / "result.json",
-        **settings,
+        **settings_of(options),
+        resume=options.resume,
+        seconds=options.seconds,
         field_parameters=hyper.field.count_params(),
     )
     print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")

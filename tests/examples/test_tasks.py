@@ -111,7 +111,7 @@ def test_generation_of_faces(example, tmp_path):
     check_outputs(table, tmp_path, "images.png")
 
 
-def test_generation_beside_its_rivals(example, tmp_path):
+def test_generation_beside_its_rivals(example, tmp_path, monkeypatch):
     prepared("mnist")
     words = arguments(
         tmp_path,
@@ -135,11 +135,24 @@ def test_generation_beside_its_rivals(example, tmp_path):
     assert whole["mse"] == pytest.approx(pruned["mse"], rel=1e-6)
     assert rows["individual", 0.5]["mse"] != rows["l1", 0.5]["mse"]
 
-    # All that is done already is not done again, at any learning rate.
-    words += ["--learning-rate", "0.5", "--resume"]
-    again = example("generation").main(words)
+    # All that is done already is not done again.
+    monkeypatch.setattr(
+        keras.callbacks.CallbackList,
+        "on_epoch_begin",
+        lambda *_: pytest.fail("trained again"),
+    )
+    again = example("generation").main([*words, "--resume"])
     for row, other in zip(table.rows, again.rows, strict=True):
         assert row["mse"] == pytest.approx(other["mse"], rel=1e-6)
+
+    # Another run is not gone on with.
+    words += ["--learning-rate", "0.5", "--limit", "64", "--resume"]
+    with pytest.raises(
+        SystemExit,
+        match=r"other options: learning-rate was 0.001, is 0.5; limit was 32, "
+        r"is 64\. Give the same",
+    ):
+        example("generation").main(words)
 
 
 def test_depth(example, tmp_path):
