@@ -62,6 +62,13 @@ class Data:
     num_classes: int | None = None
     void: int | None = None
 
+    @property
+    def output_shape(self):
+        """What a network computes of an image: logits, or another image."""
+        labels = tf.nest.flatten(self.train.element_spec)[1].shape[1:]
+        classes = () if self.num_classes is None else (self.num_classes,)
+        return (*labels, *classes)
+
     def examples(self, number):
         """The first test images and what belongs to them, as arrays."""
         parts = next(iter(self.test.unbatch().batch(number)))
@@ -77,7 +84,9 @@ def add_labelled(parser, default):
         "images per class (default: %(default)s)",
     )
     parser.add_argument(
-        "--image-size", type=int, help="height and width to resize to"
+        "--image-size",
+        type=common.whole(1),
+        help="height and width to resize to",
     )
 
 
@@ -156,7 +165,7 @@ def segmentation(
     source,
     batch_size=16,
     image_size=None,
-    void=None,
+    void="default",
     limit=None,
     folder=None,
     seed=0,
@@ -169,8 +178,8 @@ def segmentation(
             3)` and labels `(n, height, width)`.
         batch_size: Images per batch.
         image_size: Height and width of VOC. Default: 256.
-        void: Label that does not count. Default: 255 for VOC; the largest
-            label for a file, as in CamVid.
+        void: Label that does not count, or `None` where all do. Default: 255
+            for VOC; the largest label for a file, as in CamVid.
         limit: Number of training images to use, and of test images half as
             many. Default: all.
         folder: Where VOC is kept. Default: that of keras-cv.
@@ -182,21 +191,20 @@ def segmentation(
     """
     if source == "voc2012":
         train, test = _limited(*_voc(folder, image_size or 256), limit)
-        num_classes, void = VOC_CLASSES, VOC_VOID if void is None else void
+        num_classes = VOC_CLASSES
+        void = VOC_VOID if void == "default" else void
     else:
         path = _file(source, "voc2012, or an .npz file such as CamVid's")
         arrays = _npz(path, ("x_train", "y_train", "x_test", "y_test"))
-        if void is None:
-            void = int(arrays["y_train"].max())
-        labels = arrays["y_train"]
-        num_classes = int(labels[labels != void].max()) + 1
+        _check_images(path, arrays, ("x_train", "x_test"))
+        num_classes, void = _classes_and_void(path, arrays, void)
         train, test = (
             tf.data.Dataset.from_tensor_slices(
                 (arrays[f"x_{part}"][:number], arrays[f"y_{part}"][:number])
             )
             for part, number in (
                 ("train", limit),
-                ("test", limit and limit // 2),
+                ("test", _half(limit)),
             )
         )
         source = path.stem
@@ -251,8 +259,10 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
         path = _file(source, "")
         arrays = _npz(path)
         if "x_train" in arrays and "x_test" in arrays:
+            _check_images(path, arrays, ("x_train", "x_test"))
             train, test = arrays["x_train"], arrays["x_test"]
         elif "x" in arrays:
+            _check_images(path, arrays, ("x",))
             kept = len(arrays["x"]) * 9 // 10
             train, test = arrays["x"][:kept], arrays["x"][kept:]
         else:
@@ -261,7 +271,7 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
                 "`x`, or `x_train` and `x_test`."
             )
         train = tf.data.Dataset.from_tensor_slices(train[:limit])
-        test = tf.data.Dataset.from_tensor_slices(test[: limit and limit // 2])
+        test = tf.data.Dataset.from_tensor_slices(test[: _half(limit)])
         source, size = path.stem, image_size
     else:
         folder = _folder(
@@ -317,6 +327,8 @@ def _data(
         for part, training in ((train, True), (test, False))
     )
     number = int(train.cardinality())
+    if not number or not int(test.cardinality()):
+        sys.exit(f"'{name}' has too few images: none to train or to test on.")
     if keep and number <= CACHED:
         train, test = train.cache(), test.cache()
     batch_size = min(batch_size, number)
@@ -343,10 +355,14 @@ def _data(
     )
 
 
+def _half(limit):
+    return None if limit is None else max(limit // 2, 1)
+
+
 def _limited(train, test, limit):
-    if not limit:
+    if limit is None:
         return train, test
-    return train.take(limit), test.take(limit // 2)
+    return train.take(limit), test.take(_half(limit))
 
 
 def _applied(layers, x):
@@ -387,7 +403,7 @@ def _tfds(name, limit, only=None):
             )
             for split, part in (
                 ("train", limit),
-                (second, limit and limit // 2),
+                (second, _half(limit)),
             )
         ]
         train, test = (
@@ -531,3 +547,48 @@ def _npz(path, needed=()):
             "with numpy.savez."
         )
     return arrays
+
+
+def _check_images(path, arrays, names):
+    for name in names:
+        images = arrays[name]
+        if images.dtype != np.uint8 or images.ndim != 4:
+            sys.exit(
+                f"'{path}': '{name}' must hold images (n, height, width, "
+                f"channels) as uint8, 0 to 255. Received: {images.dtype} of "
+                f"shape {images.shape}."
+            )
+    shapes = {name: arrays[name].shape[1:] for name in names}
+    if len(set(shapes.values())) > 1:
+        sys.exit(f"'{path}' must hold images of one shape. Received: {shapes}.")
+
+
+def _classes_and_void(path, arrays, void):
+    """Number of classes and the label that does not count, checked."""
+    for part in ("train", "test"):
+        labels, needed = arrays[f"y_{part}"], arrays[f"x_{part}"].shape[:3]
+        if labels.dtype.kind not in "iu" or labels.shape != needed:
+            sys.exit(
+                f"'{path}': 'y_{part}' must hold integers of shape {needed}, "
+                f"a class per pixel. Received: {labels.dtype} of shape "
+                f"{labels.shape}."
+            )
+    if void == "default":
+        void = int(arrays["y_train"].max(initial=0))
+    counted = {
+        part: arrays[f"y_{part}"][arrays[f"y_{part}"] != void]
+        for part in ("train", "test")
+    }
+    labels = counted["train"]
+    num_classes = int(labels.max()) + 1 if labels.size else 0
+    for part, labels in counted.items():
+        if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
+            found = f"{labels.min()} to {labels.max()}" if labels.size else "no"
+            sys.exit(
+                f"'{path}': the labels of 'y_{part}' must be 0 to "
+                f"{num_classes - 1} as in 'y_train', beside void ({void}). "
+                f"Received: {found}. --void says another, or `none`."
+            )
+    share = 1 - counted["train"].size / arrays["y_train"].size
+    print(f"{path.stem}: {share:.1%} of the training pixels are void ({void})")
+    return num_classes, void

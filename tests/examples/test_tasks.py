@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tarfile
+import types
 
 import keras
 import numpy as np
 import pytest
+
+import keras_neumeta as nm
 
 # The scripts are the same on all backends, and slower on the others, where
 # one of them runs too.
@@ -63,6 +67,120 @@ def write_photos(folder, number=8, size=40):
                 keras.utils.save_img(
                     folder / part / name / f"{index}.png", pixels
                 )
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Folder with tiny data sets and networks, right and wrong ones."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_photos(folder / "photos", number=3, size=32)
+    random = np.random.default_rng(0)
+    x = random.integers(0, 255, (20, 32, 32, 3)).astype("uint8")
+    y = random.integers(0, 4, (20, 32, 32)).astype("uint8")
+    maps = {"x_train": x, "y_train": y, "x_test": x[:4], "y_test": y[:4]}
+    for name, arrays in {
+        "images": {"x": x},
+        "floats": {"x": x / 255.0},
+        "gray": {"x": x[..., 0]},
+        "two_sizes": {"x_train": x, "x_test": x[:, :16]},
+        "maps": maps,
+        "float_maps": {**maps, "y_test": maps["y_test"] / 1.0},
+        "small_maps": {**maps, "y_train": y[:, :16]},
+        "more_classes": {**maps, "y_test": maps["y_test"] + np.uint8(2)},
+        "negative": {**maps, "y_train": y.astype("int8") - np.int8(1)},
+    }.items():
+        np.savez(folder / f"{name}.npz", **arrays)
+    shape = (32, 32, 3)
+    lenet = nm.models.lenet((4, 4, 4), 2, shape)
+    lenet.save(folder / "lenet.keras")
+    nm.ManifoldHyperModel(lenet).save(folder / "hyper.keras")
+    same = keras.Sequential([keras.Input(shape), keras.layers.ReLU()])
+    same.save(folder / "same.keras")
+    (folder / "broken.keras").write_text("no network")
+    return folder
+
+
+PHOTOS = ["--dataset", "photos", "--image-size", "32"]
+RESNET = [*PHOTOS, "--model", "resnet8", "--base"]
+MAPS = ["--dataset", "maps.npz"]
+IMAGES = ["--dataset", "images.npz"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("classification", ["--limit", "0"], "limit: must be a whole number"),
+        ("depth", ["--limit", "-5"], "least 1. Received: -5"),
+        ("generation", ["--batch-size", "-1"], "batch-size: must be a whole"),
+        ("segmentation", ["--image-size", "0"], "image-size: must be a whole"),
+        ("depth", ["--widths", "8", "0", "8"], "widths: must be a whole"),
+        ("generation", ["--latent", "x"], "latent: .* Received: x"),
+        ("depth", ["--epochs", "-1"], "epochs: .* at least 0. Received: -1"),
+        ("depth", ["--learning-rate", "nan"], "must be a positive number"),
+        ("similarity", ["--epochs", "0"], "epochs: must be a whole number"),
+        ("several_devices", ["--devices", "0"], "devices: must be a whole"),
+        ("classification", [*RESNET, "nope.npz"], "'nope.npz' does not exist"),
+        ("classification", [*RESNET, "images.npz"], "does not fit 'resnet8'"),
+        ("classification", [*RESNET, "broken.keras"], "cannot be loaded"),
+        ("classification", [*RESNET, "hyper.keras"], "not a ManifoldHyperMod"),
+        ("classification", [*RESNET, "same.keras"], r"needs \(2,\)"),
+        ("segmentation", [*MAPS, "--base", "lenet.keras"], r"32, 32, 3\). Gi"),
+        ("generation", [*IMAGES, "--base", "same.keras"], "must be a variati"),
+        (
+            "classification",
+            [*PHOTOS, "--image-size", "16", "--base", "lenet.keras"],
+            r"takes images of shape \(32, 32, 3\)",
+        ),
+        (
+            "classification",
+            [*PHOTOS, "--model", "lenet", "--widths", "4", "4"],
+            "three convolutions",
+        ),
+        ("depth", [*PHOTOS, "--layers", "9"], "`depth` must be 6 n"),
+        ("depth", [*PHOTOS, "--min-depth", "5"], r"`min_depth` .* \[0, 4\]"),
+        ("depth", [*PHOTOS, "--base", "lenet.keras"], "no block of 'lenet'"),
+        (
+            "generation",
+            [*IMAGES, "--model", "conv", "--image-size", "30"],
+            "multiples of 8",
+        ),
+        ("generation", ["--dataset", "floats.npz"], "as uint8.*float64"),
+        ("generation", ["--dataset", "gray.npz"], r"shape \(20, 32, 32\)"),
+        ("generation", ["--dataset", "two_sizes.npz"], "images of one shape"),
+        ("segmentation", ["--dataset", "float_maps.npz"], "'y_test' .* float"),
+        ("segmentation", ["--dataset", "small_maps.npz"], "'y_train' .* 16"),
+        ("segmentation", ["--dataset", "more_classes.npz"], "0 to 2 .*5"),
+        ("segmentation", ["--dataset", "negative.npz"], "Received: -1 to"),
+    ],
+    ids=str,
+)
+def test_wrong_options_end_in_a_line(
+    example, toys, tmp_path, monkeypatch, capsys, script, words, message
+):
+    monkeypatch.chdir(toys)
+    monkeypatch.setattr(
+        keras.Model, "fit", lambda *_, **__: pytest.fail("trained")
+    )
+    with pytest.raises(SystemExit) as caught:
+        example(script).main(
+            ["--quick", "--output", str(tmp_path / "out"), *words]
+        )
+    if caught.value.code == 2:
+        text = capsys.readouterr().err.strip().splitlines()[-1]
+    else:
+        text = str(caught.value)
+    assert re.search(message, text), text
+    assert "\n" not in text
+
+
+@pytest.mark.usefixtures("mnist")
+def test_wrong_layer_ends_in_a_line(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        keras.Model, "fit", lambda *_, **__: pytest.fail("trained")
+    )
+    words = ["--quick", "--layer", "nope", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--layer: .*'nope'.* 'conv3'"):
+        example("similarity").main(words)
 
 
 @pytest.mark.jax
@@ -168,6 +286,70 @@ def test_depth(example, tmp_path):
             fewer = number[f"{depth - 1} blocks", 1.0]
             assert fewer < number[f"{depth} blocks", 1.0]
     assert (tmp_path / "sizes.png").stat().st_size > 1000
+    # The smallest in depth and width.
+    small = keras.saving.load_model(tmp_path / "smallest.keras")
+    assert small.count_params() == number["0 blocks", 0.5]
+
+
+def test_void_is_the_largest_label_another_or_none(example, toys, capsys):
+    segmentation = example("datasets").segmentation
+    labels = np.load(toys / "maps.npz")["y_train"]
+    for given, void, num_classes in (
+        ("default", 3, 3),
+        (0, 0, 4),
+        (None, None, 4),
+    ):
+        data = segmentation(str(toys / "maps.npz"), void=given)
+        assert (data.num_classes, data.void) == (num_classes, void)
+        share = np.mean(labels == (-1 if void is None else void))
+        assert f"maps: {share:.1%} of" in capsys.readouterr().out
+    parse = example("segmentation").label
+    assert (parse("none"), parse("11"), parse("-1")) == (None, 11, -1)
+
+
+def test_every_class_of_voc_has_its_color(example, tmp_path, monkeypatch):
+    segmentation = example("segmentation")
+    truth = np.arange(22).reshape(1, 2, 11) % 22
+    pictures = {}
+    monkeypatch.setattr(
+        segmentation.common,
+        "picture",
+        lambda _, rows, __: pictures.update(rows),
+    )
+    data = types.SimpleNamespace(
+        examples=lambda number: (np.zeros((1, 2, 11, 3)), truth), void=21
+    )
+    options = types.SimpleNamespace(ratios=[])
+    segmentation.draw(tmp_path, None, data, options)
+    assert len(np.unique(pictures["truth"].reshape(-1, 3), axis=0)) == 22
+
+
+def test_depths_are_told_apart_in_the_plot(example, tmp_path):
+    depth = example("depth")
+    table = nm.Sweep(["accuracy"])
+    for blocks in range(13):
+        for title, ratios in (
+            ("blocks", (1.0, 0.5)),
+            (f"blocks, {depth.UNTRAINED}", (1.0,)),
+        ):
+            for ratio in ratios:
+                row = {"method": f"{blocks} {title}", "ratio": ratio}
+                size = (blocks + 1) * ratio * 1000
+                table.rows.append({**row, "parameters": size, "accuracy": 0.5})
+    lines = depth.draw(tmp_path / "sizes.png", "accuracy", table).axes[0].lines
+    assert len({line.get_color() for line in lines}) == 14
+    (untrained,) = [x for x in lines if x.get_label() == depth.UNTRAINED]
+    assert len(untrained.get_xdata()) == 13
+    assert (tmp_path / "sizes.png").stat().st_size > 1000
+
+
+def test_the_smallest_ratio_is_trained(example):
+    common = example("common")
+    for ratios, smallest in (((1.0, 0.5), 0.25), ((0.5, 0.125), 0.125)):
+        options = types.SimpleNamespace(ratios=ratios, seed=1)
+        sampler = common.sampler_of(options)
+        expected = nm.Sandwich(smallest, seed=1).get_config()
+        assert sampler.get_config() == {**expected, "name": sampler.name}
 
 
 def test_f1_and_iou_without_void(example):
