@@ -451,6 +451,80 @@ def test_pipelines_shuffle_and_augment(example, tmp_path):
     np.testing.assert_allclose(first, images[:4] / 255.0, rtol=1e-6)
 
 
+def test_test_images_are_cropped_at_the_scale_of_training(example, tmp_path):
+    # White but for a black frame, which the crops leave out or nearly so.
+    image = np.full((72, 72, 3), 255)
+    image[:4] = image[-4:] = image[:, :4] = image[:, -4:] = 0
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            path = tmp_path / name / f"{index}.png"
+            keras.utils.save_img(path, image, scale=False)
+    # Without train/, a fifth becomes the test set.
+    data = example("datasets").classification(str(tmp_path), 4, 64)
+    assert data.steps == 2 and data.input_shape == (64, 64, 3)
+    x, y = data.examples(2)
+    assert len(y) == 2 and x.min() == 1.0
+    (x, _) = next(data.train.as_numpy_iterator())
+    assert (x.reshape(4, -1).max(axis=1) == 1.0).all() and x.min() == 0.0
+
+
+def test_unlabelled_folder_of_images(example, tmp_path):
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        image = np.full((20, 24 + index, 3), 10 * index)
+        keras.utils.save_img(path, image, scale=False)
+    data = example("datasets").images(str(tmp_path), 6, 16)
+    assert data.steps == 3 and data.input_shape == (16, 16, 3)
+    x, same = data.examples(2)
+    assert len(x) == 2
+    np.testing.assert_array_equal(x, same)
+    seen = [x, *(x for x, _ in data.train.as_numpy_iterator())]
+    values = np.concatenate(seen)[:, 0, 0, 0] * 255
+    assert set(np.round(values)) == set(range(0, 200, 10))
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "celeb_a"])
+def test_data_sets_that_ask_for_much_room(example, name, tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    datasets = example("datasets")
+    features = {"image": tfds.features.Image(shape=(None, None, 3))}
+    if name == "imagenet2012":
+        features["label"] = tfds.features.ClassLabel(num_classes=1000)
+    colors = {"train": 200, "validation": 100, "test": 0}
+
+    class Photos(tfds.testing.DummyDataset, skip_registration=True):
+        """Of the features and splits of the real one, a color per split."""
+
+        def _info(self):
+            features_ = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features_)
+
+        def _split_generators(self, _):
+            return {part: self._examples(part) for part in colors}
+
+        def _examples(self, part):
+            for index in range(8):
+                image = np.full((20, 20 + index, 3), colors[part], "uint8")
+                example = {"image": image, "label": 999}
+                yield index, {key: example[key] for key in features}
+
+    monkeypatch.setattr(tfds, "builder", lambda _: Photos(data_dir=tmp_path))
+    read = datasets.images if name == "celeb_a" else datasets.classification
+    data = read(name, 3, 16, limit=6)
+    assert data.steps == 2 and data.input_shape == (16, 16, 3)
+    (x, y) = next(data.train.as_numpy_iterator())
+    np.testing.assert_allclose(x, 200 / 255, rtol=1e-6)
+    tested = np.concatenate([x for x, _ in data.test.as_numpy_iterator()])
+    # From validation: ImageNet's own test set has no labels.
+    np.testing.assert_allclose(tested, 100 / 255, rtol=1e-6)
+    assert len(tested) == 3
+    if name == "imagenet2012":
+        assert data.num_classes == 1000 and list(y) == [999] * 3
+    else:
+        np.testing.assert_array_equal(x, y)
+
+
 def test_data_that_cannot_be_had(example, tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     datasets = example("datasets")
