@@ -48,7 +48,10 @@ def parse_arguments(arguments=None):
         "published .npz weights: pad)",
     )
     parser.add_argument(
-        "--widths", type=int, nargs="+", help="channels of the stages"
+        "--widths",
+        type=common.whole(1),
+        nargs="+",
+        help="channels of the stages",
     )
     rivals.add_option(parser)
     return common.parse(

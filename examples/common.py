@@ -1,6 +1,8 @@
 """What the examples share: options, arrays of data, training, results."""
 
 import argparse
+import contextlib
+import json
 import pathlib
 import shutil
 import sys
@@ -10,8 +12,33 @@ import keras
 import numpy as np
 
 import keras_neumeta as nm
+from keras_neumeta.graph.channel_graph import is_graph
 
 RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+PROGRESS = ".training_progress"  # below the folder for the results
+
+
+def whole(least):
+    """The `type` of an option that takes whole numbers."""
+
+    def read(text):
+        if text.lstrip("+-").isdecimal() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}. Received: {text}"
+        )
+
+    return read
+
+
+def positive(text):
+    """The `type` of an option that takes positive numbers."""
+    with contextlib.suppress(ValueError):
+        if 0.0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(
+        f"must be a positive number. Received: {text}"
+    )
 
 
 def parser_of(description, output):
@@ -26,12 +53,12 @@ def parser_of(description, output):
         type=pathlib.Path,
         help="a trained network (.keras) to start from, instead of training",
     )
-    add("--base-epochs", type=int, help="epochs of the network itself")
-    add("--epochs", type=int, help="epochs of the manifold")
-    add("--batch-size", type=int)
-    add("--learning-rate", type=float)
+    add("--base-epochs", type=whole(0), help="epochs of the network itself")
+    add("--epochs", type=whole(0), help="epochs of the manifold")
+    add("--batch-size", type=whole(1))
+    add("--learning-rate", type=positive)
     add("--ratios", type=float, nargs="+", help="kept widths to compare")
-    add("--limit", type=int, help="number of training images to use")
+    add("--limit", type=whole(1), help="number of training images to use")
     add("--seed", type=int, default=0)
     add(
         "--quick",
@@ -71,18 +98,58 @@ def parse(parser, arguments, defaults, quick):
     for name, value in {"ratios": RATIOS, **defaults}.items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)
-    for name in ("base_epochs", "epochs"):
-        if getattr(options, name) < 0:
-            parser.error(f"--{name.replace('_', '-')} must not be negative")
     if any(not 0.0 < ratio <= 1.0 for ratio in options.ratios):
         parser.error("--ratios must be above 0, and at most 1")
     options.ratios = sorted(options.ratios, reverse=True)
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        shutil.rmtree(options.output / "progress", ignore_errors=True)
     options.seconds = {}
+    if options.resume:
+        check_resumed(options)
     return options
+
+
+def settings_of(options):
+    """What the result depends on, as for JSON."""
+    elsewhere = ("output", "resume", "seconds")
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in vars(options).items()
+        if name not in elsewhere
+    }
+
+
+def started_with(options):
+    """What the stages of a run share: `--compare` only adds some."""
+    settings = settings_of(options)
+    settings.pop("compare", None)
+    return {**settings, "backend": keras.backend.backend()}
+
+
+def check_resumed(options):
+    """Ends the program if the run to go on with had other options."""
+    path = options.output / PROGRESS / "options.json"
+    if not path.exists():
+        print(f"--resume: no run was cut off in '{options.output}'. A new one.")
+        return
+    before = json.loads(path.read_text())
+    now = json.loads(json.dumps(started_with(options)))  # Tuples as lists.
+    differing = [
+        f"{name.replace('_', '-')} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differing:
+        sys.exit(
+            f"--resume: the run in '{options.output}' had other options: "
+            f"{'; '.join(differing)}. Give the same, another --output, or "
+            "leave out --resume to start anew."
+        )
+
+
+def first_line(error):
+    """What an error says, on one line."""
+    return (str(error).strip().splitlines() or [""])[0][:400]
 
 
 class NoData(SystemExit):
@@ -96,10 +163,12 @@ class NoData(SystemExit):
         remedy="Set TFDS_DATA_DIR to a folder that holds it, connect to a "
         "network, or give another --dataset.",
     ):
-        line = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, ImportError):
+            package = (error.name or source).partition(".")[0]
+            remedy = f"Install it: pip install {package}"
         super().__init__(
             f"Data set '{name}' cannot be had through {source} "
-            f"({type(error).__name__}: {line[:120]}). {remedy}"
+            f"({type(error).__name__}: {first_line(error)}). {remedy}"
         )
 
 
@@ -212,6 +281,12 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
     model.optimizer.build(model.trainable_variables)
     if not epochs:
         return
+    progress = options.output / PROGRESS
+    begun = progress / "options.json"
+    if not options.seconds and not (options.resume and begun.exists()):
+        shutil.rmtree(progress, ignore_errors=True)
+        progress.mkdir(parents=True)
+        begun.write_text(json.dumps(started_with(options)) + "\n")
     announce(title, epochs)
     start = time.time()
     stage = "".join(c if c.isalnum() else "-" for c in title)
@@ -224,22 +299,29 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         callbacks=[
             # What is done stays, for `--resume` goes through all stages.
             keras.callbacks.BackupAndRestore(
-                options.output / "progress" / stage, delete_checkpoint=False
+                progress / stage, delete_checkpoint=False
             )
         ],
     )
     options.seconds[title] = round(time.time() - start, 1)
 
 
-def base_of(make, data, options, compiled, sgd=False):
+def base_of(make, data, options, compiled, sgd=False, check=None):
     """The full-size network: trained here, or read from `--base`.
 
     Args:
         make: Function that builds it.
         data, options, compiled, sgd: As for `train`.
+        check: Function that raises a `ValueError` for networks that will not
+            do.
     """
+    try:
+        model = make() if options.base is None else load_base(make, options)
+        if check is not None:
+            check(model)
+    except ValueError as error:
+        sys.exit(f"No network for these options: {first_line(error)}")
     if options.base is None:
-        model = make()
         train(
             model,
             model.name,
@@ -251,33 +333,52 @@ def base_of(make, data, options, compiled, sgd=False):
         )
         model.save(options.output / "base.keras")
     else:
-        model = load_base(options.base, make)
+        check_shapes(model, data, options)
         model.compile("sgd", **compiled())
-    if model.input_shape[1:] != data.input_shape:
-        sys.exit(
-            f"--base '{options.base}' takes images of shape "
-            f"{model.input_shape[1:]}; '{data.name}' has {data.input_shape}."
-        )
-    if data.num_classes not in (None, model.output_shape[-1]):
-        sys.exit(
-            f"--base '{options.base}' tells {model.output_shape[-1]} classes "
-            f"apart; '{data.name}' has {data.num_classes}."
-        )
     nm.trace(model).summary()
     return model
 
 
-def load_base(path, make):
+def load_base(make, options):
+    path = options.base
     if not path.is_file():
         sys.exit(f"--base '{path}' does not exist.")
-    if path.suffix == ".npz":
-        model = make()
-        nm.models.resnet.load_weights(model, path)
-        return model
+    # Weights alone, which go into the network of the other options.
+    model = make() if path.suffix == ".npz" else None
     try:
-        return keras.saving.load_model(path)
+        if model is None:
+            model = keras.saving.load_model(path, compile=False)
+        else:
+            nm.models.resnet.load_weights(model, path)
     except Exception as error:
-        sys.exit(f"--base '{path}' cannot be loaded: {error}")
+        sys.exit(f"--base '{path}' cannot be loaded: {first_line(error)}")
+    if not is_graph(model):
+        sys.exit(
+            f"--base '{path}' must hold a Sequential or functional network, "
+            f"not a {type(model).__name__}. Give the network that a "
+            "hypermodel began with (base.keras), or a morphed one."
+        )
+    return model
+
+
+def check_shapes(model, data, options):
+    """Ends the program unless a network goes with the data."""
+    for what, shape, needed in (
+        ("takes images", model.input_shape, data.input_shape),
+        ("gives outputs", model.output_shape, data.output_shape),
+    ):
+        if tuple(shape)[1:] != needed:
+            sys.exit(
+                f"--base '{options.base}' {what} of shape {tuple(shape)[1:]}; "
+                f"'{data.name}' needs {needed}. Give a network of this kind, "
+                "or leave out --base to train one."
+            )
+
+
+def sampler_of(options, **more):
+    """The default sampler, down to the smallest size that is compared."""
+    smallest = min(0.25, *options.ratios)
+    return nm.Sandwich(smallest, seed=options.seed, **more)
 
 
 def manifold_of(
@@ -298,9 +399,8 @@ def manifold_of(
     """
     if options.quick:
         # Fewer networks, for compiling them takes longest here.
-        more["sampler"] = nm.Sandwich(
-            num_fixed=2, num_random=1, bands=1, seed=options.seed
-        )
+        more["sampler"] = sampler_of(options, num_fixed=2, bands=1)
+    more.setdefault("sampler", sampler_of(options))
     hyper = nm.ManifoldHyperModel(model, seed=options.seed, **more)
     train(hyper, title, data, options.epochs, options, compiled, sgd)
     return hyper
@@ -313,7 +413,7 @@ def outputs(model, x):
     )
 
 
-def write(table, hyper, data, options, metric):
+def write(table, hyper, data, options, metric, plot=None):
     """Writes table, plot, hypermodel and smallest network; checks the last.
 
     Args:
@@ -321,32 +421,31 @@ def write(table, hyper, data, options, metric):
         hyper: The trained `keras_neumeta.ManifoldHyperModel`.
         data, options: As for `train`.
         metric: Name of the metric to plot.
+        plot: Function that draws it. Default: `table.plot`.
     """
     print(f"\n== {data.name} test set\n{table}\n")
     folder = options.output
-    table.plot(folder / "sizes.png", metric=metric)
+    (plot or table.plot)(folder / "sizes.png", metric=metric)
     hyper.save(folder / "hyper.keras")
-    ratio = min(options.ratios)
-    small = hyper.morph(ratio)
+    # In depth too, where it has one.
+    smallest = {"ratio": min(options.ratios), "depth": hyper.min_depth}
+    small = hyper.morph(**smallest)
     small.save(folder / "smallest.keras")
     x = data.examples(8)[0]
     expected = outputs(small, x)
     for path, morphed in (
-        ("hyper.keras", lambda model: model.morph(ratio)),
+        ("hyper.keras", lambda model: model.morph(**smallest)),
         ("smallest.keras", lambda model: model),
     ):
         reloaded = morphed(keras.saving.load_model(folder / path))
         np.testing.assert_allclose(
             outputs(reloaded, x), expected, rtol=1e-4, atol=1e-4
         )
-    settings = {
-        name: str(value) if isinstance(value, pathlib.Path) else value
-        for name, value in vars(options).items()
-        if name != "output"
-    }
     table.save(
         folder / "result.json",
-        **settings,
+        **settings_of(options),
+        resume=options.resume,
+        seconds=options.seconds,
         field_parameters=hyper.field.count_params(),
     )
     print(f"Reloaded, outputs equal: {folder / 'hyper.keras'}, smallest.keras")

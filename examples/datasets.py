@@ -32,6 +32,11 @@ IMAGES = (*LABELLED, "celeb_a")
 FIXED_SIZES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 NOT_MIRRORED = ("mnist", "fashion_mnist")
 VOC_CLASSES, VOC_VOID = 21, 255
+VOC_URL = (
+    "https://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+    "VOCtrainval_11-May-2012.tar"
+)
+VOC_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
 SHUFFLED = 10_000  # images held to draw from
 CACHED = 100_000  # small images: up to so many stay in memory
 
@@ -57,6 +62,13 @@ class Data:
     num_classes: int | None = None
     void: int | None = None
 
+    @property
+    def output_shape(self):
+        """What a network computes of an image: logits, or another image."""
+        labels = tf.nest.flatten(self.train.element_spec)[1].shape[1:]
+        classes = () if self.num_classes is None else (self.num_classes,)
+        return (*labels, *classes)
+
     def examples(self, number):
         """The first test images and what belongs to them, as arrays."""
         parts = next(iter(self.test.unbatch().batch(number)))
@@ -72,7 +84,9 @@ def add_labelled(parser, default):
         "images per class (default: %(default)s)",
     )
     parser.add_argument(
-        "--image-size", type=int, help="height and width to resize to"
+        "--image-size",
+        type=common.whole(1),
+        help="height and width to resize to",
     )
 
 
@@ -121,18 +135,17 @@ def classification(
         layers = [_moved(0.125, seed)]
     if augment and source not in NOT_MIRRORED:
         layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
-    random_crop = (
-        keras.layers.RandomCrop(size, size, seed=seed) if size else None
-    )
+    crop = keras.layers.RandomCrop(size, size, seed=seed) if size else None
 
     def prepare(image, label, training):
         if size is not None:
-            # A margin to crop from.
-            larger = size + size // 8 if augment and training else size
-            image = _resized(image, larger)
-            if larger > size:
-                image = random_crop(image, training=True)
-        return tf.cast(image, tf.float32) / 255.0, tf.cast(label, tf.int32)
+            # A margin to crop from, at random or the centre: at one scale.
+            image = _resized(image, size + size // 8)
+            if augment and training:
+                image = crop(image, training=True)
+            else:
+                image = tf.image.resize_with_crop_or_pad(image, size, size)
+        return _bytes(image), tf.cast(label, tf.int32)
 
     return _data(
         source,
@@ -151,7 +164,7 @@ def segmentation(
     source,
     batch_size=16,
     image_size=None,
-    void=None,
+    void="default",
     limit=None,
     folder=None,
     seed=0,
@@ -164,8 +177,8 @@ def segmentation(
             3)` and labels `(n, height, width)`.
         batch_size: Images per batch.
         image_size: Height and width of VOC. Default: 256.
-        void: Label that does not count. Default: 255 for VOC; the largest
-            label for a file, as in CamVid.
+        void: Label that does not count, or `None` where all do. Default: 255
+            for VOC; the largest label for a file, as in CamVid.
         limit: Number of training images to use, and of test images half as
             many. Default: all.
         folder: Where VOC is kept. Default: that of keras-cv.
@@ -177,27 +190,26 @@ def segmentation(
     """
     if source == "voc2012":
         train, test = _limited(*_voc(folder, image_size or 256), limit)
-        num_classes, void = VOC_CLASSES, VOC_VOID if void is None else void
+        num_classes = VOC_CLASSES
+        void = VOC_VOID if void == "default" else void
     else:
         path = _file(source, "voc2012, or an .npz file such as CamVid's")
         arrays = _npz(path, ("x_train", "y_train", "x_test", "y_test"))
-        if void is None:
-            void = int(arrays["y_train"].max())
-        labels = arrays["y_train"]
-        num_classes = int(labels[labels != void].max()) + 1
+        _check_images(path, arrays, ("x_train", "x_test"))
+        num_classes, void = _classes_and_void(path, arrays, void)
         train, test = (
             tf.data.Dataset.from_tensor_slices(
                 (arrays[f"x_{part}"][:number], arrays[f"y_{part}"][:number])
             )
             for part, number in (
                 ("train", limit),
-                ("test", limit and limit // 2),
+                ("test", _half(limit)),
             )
         )
         source = path.stem
 
     def prepare(image, mask, training):
-        return tf.cast(image, tf.float32) / 255.0, tf.cast(mask, tf.int32)
+        return _bytes(image), tf.cast(mask, tf.int32)
 
     flip = keras.layers.RandomFlip("horizontal", seed=seed)
 
@@ -246,8 +258,10 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
         path = _file(source, "")
         arrays = _npz(path)
         if "x_train" in arrays and "x_test" in arrays:
+            _check_images(path, arrays, ("x_train", "x_test"))
             train, test = arrays["x_train"], arrays["x_test"]
         elif "x" in arrays:
+            _check_images(path, arrays, ("x",))
             kept = len(arrays["x"]) * 9 // 10
             train, test = arrays["x"][:kept], arrays["x"][kept:]
         else:
@@ -256,7 +270,7 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
                 "`x`, or `x_train` and `x_test`."
             )
         train = tf.data.Dataset.from_tensor_slices(train[:limit])
-        test = tf.data.Dataset.from_tensor_slices(test[: limit and limit // 2])
+        test = tf.data.Dataset.from_tensor_slices(test[: _half(limit)])
         source, size = path.stem, image_size
     else:
         folder = _folder(
@@ -269,7 +283,7 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
     def prepare(image, training):
         if size is not None:
             image = _resized(image, size)
-        return tf.cast(image, tf.float32) / 255.0
+        return _bytes(image)
 
     return _data(
         source,
@@ -312,15 +326,18 @@ def _data(
         for part, training in ((train, True), (test, False))
     )
     number = int(train.cardinality())
+    if not number or not int(test.cardinality()):
+        sys.exit(f"'{name}' has too few images: none to train or to test on.")
     if keep and number <= CACHED:
         train, test = train.cache(), test.cache()
     batch_size = min(batch_size, number)
     train = (
         train.shuffle(min(number, SHUFFLED), seed=seed)
         .batch(batch_size, drop_remainder=True)
+        .map(_scaled)
         .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     )
-    test = test.batch(batch_size)
+    test = test.batch(batch_size).map(_scaled)
     if finish is not None:
         train, test = train.map(finish), test.map(finish)
     spec = tf.nest.flatten(train.element_spec)[0]
@@ -338,10 +355,26 @@ def _data(
     )
 
 
+def _half(limit):
+    return None if limit is None else max(limit // 2, 1)
+
+
 def _limited(train, test, limit):
-    if not limit:
+    if limit is None:
         return train, test
-    return train.take(limit), test.take(limit // 2)
+    return train.take(limit), test.take(_half(limit))
+
+
+def _bytes(image):
+    """Of 0 to 255: a quarter of the memory, while it waits for its batch."""
+    if image.dtype != tf.uint8:
+        image = tf.saturate_cast(tf.round(image), tf.uint8)
+    return image
+
+
+def _scaled(x, *rest):
+    x = tf.cast(x, tf.float32) / 255.0
+    return (x, *rest) if rest else x
 
 
 def _applied(layers, x):
@@ -382,7 +415,7 @@ def _tfds(name, limit, only=None):
             )
             for split, part in (
                 ("train", limit),
-                (second, limit and limit // 2),
+                (second, _half(limit)),
             )
         ]
         train, test = (
@@ -456,18 +489,38 @@ def _unlabelled_folder(folder, size, seed):
         sys.exit(f"'{folder}' cannot be read as images: {error}")
 
 
+def _downloaded_voc(folder):
+    """Where VOC 2012 lies, downloaded and extracted below a folder.
+
+    By Keras: keras-cv gives it a path for a name, which it no longer takes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return keras.utils.get_file(
+        "voc2012",
+        VOC_URL,
+        file_hash=VOC_MD5,
+        extract=True,
+        cache_dir=folder,
+        cache_subdir="",
+    )
+
+
 def _voc(folder, size):
+    folder = pathlib.Path(folder or "~/.keras/pascal_voc_2012").expanduser()
     try:
         from keras_cv.datasets.pascal_voc.segmentation import load
 
-        train, test = (load(split, folder) for split in ("train", "eval"))
+        places = [folder, folder / "voc2012"]
+        found = [p for p in places if (p / "VOCdevkit" / "VOC2012").is_dir()]
+        place = str(found[0] if found else _downloaded_voc(folder))
+        train, test = (load(split, place) for split in ("train", "eval"))
     except Exception as error:
         raise common.NoData(
             "voc2012",
             "keras-cv",
             error,
-            "Connect to a network, or give --folder, a folder that holds "
-            "VOCdevkit/VOC2012.",
+            f"Connect to a network, or download {VOC_URL} and extract it in "
+            f"'{folder}' (--folder), which then holds VOCdevkit/VOC2012.",
         ) from error
 
     def resize(example):
@@ -506,3 +559,48 @@ def _npz(path, needed=()):
             "with numpy.savez."
         )
     return arrays
+
+
+def _check_images(path, arrays, names):
+    for name in names:
+        images = arrays[name]
+        if images.dtype != np.uint8 or images.ndim != 4:
+            sys.exit(
+                f"'{path}': '{name}' must hold images (n, height, width, "
+                f"channels) as uint8, 0 to 255. Received: {images.dtype} of "
+                f"shape {images.shape}."
+            )
+    shapes = {name: arrays[name].shape[1:] for name in names}
+    if len(set(shapes.values())) > 1:
+        sys.exit(f"'{path}' must hold images of one shape. Received: {shapes}.")
+
+
+def _classes_and_void(path, arrays, void):
+    """Number of classes and the label that does not count, checked."""
+    for part in ("train", "test"):
+        labels, needed = arrays[f"y_{part}"], arrays[f"x_{part}"].shape[:3]
+        if labels.dtype.kind not in "iu" or labels.shape != needed:
+            sys.exit(
+                f"'{path}': 'y_{part}' must hold integers of shape {needed}, "
+                f"a class per pixel. Received: {labels.dtype} of shape "
+                f"{labels.shape}."
+            )
+    if void == "default":
+        void = int(arrays["y_train"].max(initial=0))
+    counted = {
+        part: arrays[f"y_{part}"][arrays[f"y_{part}"] != void]
+        for part in ("train", "test")
+    }
+    labels = counted["train"]
+    num_classes = int(labels.max()) + 1 if labels.size else 0
+    for part, labels in counted.items():
+        if not labels.size or labels.min() < 0 or labels.max() >= num_classes:
+            found = f"{labels.min()} to {labels.max()}" if labels.size else "no"
+            sys.exit(
+                f"'{path}': the labels of 'y_{part}' must be 0 to "
+                f"{num_classes - 1} as in 'y_train', beside void ({void}). "
+                f"Received: {found}. --void says another, or `none`."
+            )
+    share = 1 - counted["train"].size / arrays["y_train"].size
+    print(f"{path.stem}: {share:.1%} of the training pixels are void ({void})")
+    return num_classes, void

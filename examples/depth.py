@@ -20,20 +20,25 @@ import common
 import datasets
 
 import keras_neumeta as nm
+from keras_neumeta.targets import check_depth
+
+UNTRAINED = "not trained for it"
 
 
 def parse_arguments(arguments=None):
     parser = common.parser_of(__doc__, "depth")
     datasets.add_labelled(parser, "mnist")
     parser.add_argument(
-        "--layers", type=int, help="6 n + 2 for n blocks a stage (default: 20)"
+        "--layers",
+        type=common.whole(1),
+        help="6 n + 2 for n blocks a stage (default: 20)",
     )
     parser.add_argument(
-        "--widths", type=int, nargs=3, help="channels of the stages"
+        "--widths", type=common.whole(1), nargs=3, help="channels of the stages"
     )
     parser.add_argument(
         "--min-depth",
-        type=int,
+        type=common.whole(0),
         default=0,
         help="least number of the blocks that can be left out to keep\n"
         "(default: %(default)s)",
@@ -72,6 +77,30 @@ def add_rows(table, hyper, data, ratios, title):
             table.add(f"{depth} {title}", ratio, model, data.test, verbose=0)
 
 
+def draw(path, metric, table):
+    """A line for each number of blocks, one for the untrained of all."""
+    from matplotlib import colormaps
+
+    figure = table.plot(metric=metric)
+    axes = figure.axes[0]
+    axes.get_legend().remove()
+    untrained = []
+    for line in list(axes.lines):
+        depth, _, title = line.get_label().partition(" ")
+        if UNTRAINED in title:
+            untrained.append(line.get_xydata()[0])
+            line.remove()
+        else:
+            line.depth = int(depth)
+    most = max(line.depth for line in axes.lines)
+    for line in axes.lines:
+        line.set_color(colormaps["viridis"](line.depth / max(most, 1)))
+    axes.plot(*zip(*untrained), ":", color="0.5", marker="x", label=UNTRAINED)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=150)
+    return figure
+
+
 def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
@@ -85,7 +114,16 @@ def main(arguments=None):
             input_shape=data.input_shape,
         )
 
-    base = common.base_of(make, data, options, common.classifier, sgd=True)
+    base = common.base_of(
+        make,
+        data,
+        options,
+        common.classifier,
+        sgd=True,
+        check=lambda model: check_depth(
+            nm.trace(model, blocks=True), options.min_depth
+        ),
+    )
     before = nm.ManifoldHyperModel(
         base, min_depth=options.min_depth, smooth=False
     )
@@ -99,8 +137,15 @@ def main(arguments=None):
     )
     table = nm.Sweep()
     add_rows(table, hyper, data, options.ratios, "blocks")
-    add_rows(table, before, data, [1.0], "blocks, not trained for it")
-    common.write(table, hyper, data, options, "accuracy")
+    add_rows(table, before, data, [1.0], f"blocks, {UNTRAINED}")
+    common.write(
+        table,
+        hyper,
+        data,
+        options,
+        "accuracy",
+        lambda path, metric: draw(path, metric, table),
+    )
     print(f"Done in {time.time() - started:.0f} s.")
     return table
 

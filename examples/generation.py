@@ -46,11 +46,18 @@ def parse_arguments(arguments=None):
         help="(default: dense for MNIST, conv for others)",
     )
     parser.add_argument(
-        "--widths", type=int, nargs="+", help="of the hidden layers"
+        "--widths",
+        type=common.whole(1),
+        nargs="+",
+        help="of the hidden layers",
     )
-    parser.add_argument("--latent", type=int, help="dimensions of the code")
     parser.add_argument(
-        "--image-size", type=int, help="height and width to resize to"
+        "--latent", type=common.whole(1), help="dimensions of the code"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=common.whole(1),
+        help="height and width to resize to",
     )
 
     rivals.add_option(parser)
@@ -175,7 +182,11 @@ def main(arguments=None):
         return {"loss": loss, "metrics": ["mse"]}
 
     base = common.base_of(
-        lambda: make_model(options, data), data, options, compiled
+        lambda: make_model(options, data),
+        data,
+        options,
+        compiled,
+        check=nm.models.split_vae,
     )
     # An image says more than the largest size's blurred copy of it.
     hyper = common.manifold_of(base, data, options, compiled, distillation=0.0)

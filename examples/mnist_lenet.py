@@ -39,12 +39,12 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--base-epochs",
-        type=int,
+        type=common.whole(0),
         help="epochs of the network itself (default: 1; digits: 30)",
     )
     parser.add_argument(
         "--epochs",
-        type=int,
+        type=common.whole(0),
         help="epochs of the manifold (default: 4; digits: 40)",
     )
     parser.add_argument(

@@ -41,6 +41,13 @@ class MeanF1(keras.metrics.MeanIoU):
         return ops.divide_no_nan(ops.sum(scores), num)
 
 
+def label(text):
+    """The `type` of `--void`."""
+    if text == "default":
+        return text
+    return None if text == "none" else int(text)
+
+
 def parse_arguments(arguments=None):
     parser = common.parser_of(__doc__, "segmentation")
     parser.add_argument(
@@ -51,18 +58,22 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--void",
-        type=int,
-        help="label that does not count (default: 255; of a file: the largest)",
+        type=label,
+        default="default",
+        help="label that does not count, or none (default: 255; of a file: "
+        "the\nlargest)",
     )
     parser.add_argument(
         "--folder", help="where VOC is kept (default: that of keras-cv)"
     )
     parser.add_argument(
-        "--image-size", type=int, help="of VOC, height and width (default: 256)"
+        "--image-size",
+        type=common.whole(1),
+        help="of VOC, height and width (default: 256)",
     )
     parser.add_argument(
         "--width",
-        type=float,
+        type=common.positive,
         help="width of the full network, as a share of ResNet18's\n"
         "(default: 1; quick: 0.125)",
     )
@@ -103,7 +114,8 @@ def draw(path, hyper, data, options, columns=4):
     from matplotlib import colormaps
 
     x, truth = data.examples(columns)
-    colors = np.array(colormaps["tab20"].colors)
+    # VOC has 21 classes.
+    colors = np.array(colormaps["tab20"].colors + colormaps["tab20b"].colors)
 
     def colored(labels):
         known = colors[np.maximum(labels, 0) % len(colors)]

@@ -24,6 +24,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+from common import whole
 from mnist_lenet import load_data
 
 import keras_neumeta as nm
@@ -34,11 +35,16 @@ def parse_arguments(arguments=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--devices", type=int, default=1, help="devices of each process")
-    add("--processes", type=int, default=1)
+    add("--devices", type=whole(1), default=1, help="devices of each process")
+    add("--processes", type=whole(1), default=1)
     add("--dataset", choices=("auto", "mnist", "digits"), default="auto")
-    add("--batch-size", type=int, default=128, help="of all devices together")
-    add("--epochs", type=int, default=4)
+    add(
+        "--batch-size",
+        type=whole(1),
+        default=128,
+        help="of all devices together",
+    )
+    add("--epochs", type=whole(1), default=4)
     add("--quick", action="store_true", help="little data, a few steps")
     add(
         "--output",

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import pathlib
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,6 +27,7 @@ import keras
 
 import keras_neumeta as nm
 from keras_neumeta.provenance import provenance
+from keras_neumeta.similarity import MIN_EXAMPLES
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
 KINDS = ("manifold", "individual", "distilled")
@@ -46,7 +48,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--epochs",
-        type=int,
+        type=common.whole(1),
         help="epochs of each network (default: 3; cifar10: 10)",
     )
     parser.add_argument(
@@ -120,7 +122,6 @@ def draw(result, name, output):
 def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
-    keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     quick = ("train[:1024]", "test[:512]")
     data, (x, y) = common.load_arrays(
@@ -132,6 +133,11 @@ def main(arguments=None):
         f"{options.dataset}: {len(data[0]):,} training and {len(x):,} test "
         f"images; backend {keras.backend.backend()}"
     )
+    try:
+        nm.cka([network(options.dataset, 1.0)], x[:MIN_EXAMPLES], layer)
+    except ValueError as error:
+        sys.exit(f"--layer: {common.first_line(error)}")
+    keras.utils.set_random_seed(options.seed)
     ratios = (1.0, 0.25) if options.quick else RATIOS
     models = train_all(options.dataset, ratios, data, epochs, options.seed)
 

@@ -1,5 +1,7 @@
 """Reads inputs in batches, from arrays or from a dataset."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -18,8 +20,14 @@ def batches(argument, data, batch_size=BATCH_SIZE, num_inputs=1):
 
     Raises:
         TypeError: If `data` is neither arrays nor an iterable.
-        ValueError: If the number of arrays is not that of the inputs.
+        ValueError: If the number of arrays is not that of the inputs, or
+            `batch_size` not a positive integer.
     """
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(
+            "Argument `batch_size` must be a positive integer. Received: "
+            f"batch_size={batch_size!r}"
+        )
     arrays = [x for x in keras.tree.flatten(data) if hasattr(x, "shape")]
     if arrays and len(arrays) == len(keras.tree.flatten(data)):
         if num_inputs is not None and len(arrays) != num_inputs:

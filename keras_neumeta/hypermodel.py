@@ -596,6 +596,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         Returns:
             A Sequential or functional `keras.Model` that knows nothing of
             this library, not compiled; a list of them for a list of ratios.
+            Layers of the target that are not from Keras need their package
+            when the network is loaded: `models.Sampling` needs this one.
 
         Raises:
             TypeError, ValueError: If an argument cannot be used; the message

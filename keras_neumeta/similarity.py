@@ -5,6 +5,7 @@ papers at each function.
 """
 
 import json
+import math
 import warnings
 
 import keras
@@ -87,17 +88,32 @@ class Similarity:
         return table(lines)
 
     def save(self, path, **more):
-        """Writes the matrix as JSON, with further entries beside it."""
+        """Writes the matrix as JSON, with further entries beside it.
+
+        See `to_dict` for what is no finite number.
+
+        Raises:
+            ValueError: If a further entry is no finite number, which JSON
+                cannot hold; nothing is written.
+        """
+        entries = {**more, **self.to_dict()}
+        text = json.dumps(entries, indent=2, allow_nan=False)
         with open(path, "w") as file:
-            json.dump({**more, **self.to_dict()}, file, indent=2)
-            file.write("\n")
+            file.write(text + "\n")
 
     def to_dict(self):
-        """Measure, labels and matrix (lists of numbers), as for JSON."""
+        """Measure, labels and matrix (lists of numbers), as for JSON.
+
+        What is not a number is `None`, what is infinite `"Infinity"`, which
+        `float` reads.
+        """
         return {
             "measure": self.measure,
             "labels": self.labels,
-            "matrix": self.matrix.tolist(),
+            "matrix": [
+                [_json_number(value) for value in row]
+                for row in self.matrix.tolist()
+            ],
         }
 
     def plot(self, path=None, axes=None, limits=None):
@@ -198,6 +214,12 @@ def plot_similarities(results, path=None, limits=None):
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def _json_number(value):
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else "Infinity"
 
 
 def _limits(results):
@@ -359,10 +381,10 @@ def _hsic(features):
     """
     number = features[0].shape[0]
     kernels = [ops.reshape(_centred_kernel(x), (-1,)) for x in features]
-    kernels = ops.stack(kernels)  # (f, n * n)
-    sums = ops.matmul(kernels, ops.transpose(kernels))
-    sums = np.asarray(ops.convert_to_numpy(sums), "float64")
-    return sums / (number * (number - 3))
+    kernels = ops.convert_to_numpy(ops.stack(kernels))  # (f, n * n)
+    # Squares of squares of features may lie beyond float32.
+    kernels = kernels.astype("float64")
+    return kernels @ kernels.T / (number * (number - 3))
 
 
 def _centred_kernel(x):
@@ -532,6 +554,11 @@ def _layers_of(label, model, patterns):
 def _features(models, layers):
     """Models that compute the chosen features, and the labels of the rows."""
     patterns = layer_patterns(layers)
+    if not patterns:
+        raise ValueError(
+            "Argument `layers` must name at least one layer. Received: "
+            f"layers={layers!r}. Leave it out to compare the outputs."
+        )
     calls = {
         label: _layers_of(label, model, patterns)
         for label, model in models.items()

@@ -48,6 +48,9 @@ def test_weights_that_do_not_fit(tmp_path):
     np.savez(path, **{"stem.conv.kernel": np.zeros((3, 3, 3, 16))})
     with pytest.raises(ValueError, match="does not fit"):
         nm.models.cifar_resnet(8, weights=path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match="does not fit.* unknown: .'x'."):
+        nm.models.cifar_resnet(8, weights=path)
 
 
 def pretrained():
@@ -179,6 +182,9 @@ def test_a_vae_learns_its_evidence_lower_bound():
     np.testing.assert_allclose(
         decoder.predict_on_batch(mean), model.predict_on_batch(x), rtol=1e-5
     )
+    # Only what draws the code is of this library.
+    assert "keras_neumeta" in model.to_json()
+    assert "keras_neumeta" not in encoder.to_json() + decoder.to_json()
     divergence = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance)
     model.compile(loss=keras.losses.MeanSquaredError())
     error = np.mean((model.predict_on_batch(x) - x) ** 2)
@@ -203,6 +209,14 @@ def test_arguments_of_the_models():
         nm.models.unet(2, (32, 32, 3), decoder_widths=(8,))
     with pytest.raises(ValueError, match="multiples of 16"):
         nm.models.conv_vae(input_shape=(28, 28, 1))
+    with pytest.raises(ValueError, match="three convolutions.*widths=.8, 8.$"):
+        nm.models.lenet((8, 8))
+    with pytest.raises(ValueError, match="`widths` must hold .* three stages"):
+        nm.models.cifar_resnet(8, widths=(8,) * 4)
+    with pytest.raises(ValueError, match="must not fall .*use 'conv'"):
+        nm.models.cifar_resnet(8, widths=(16, 8, 8), shortcut="pad")
+    with pytest.raises(ValueError, match="`model` must be a variational"):
+        nm.models.split_vae(nm.models.lenet())
 
 
 @pytest.mark.torch  # Sizes are the same elsewhere, and slower to build.

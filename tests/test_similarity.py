@@ -122,6 +122,15 @@ def test_equals_the_formula_where_the_mean_is_large():
     assert result.matrix[0, 1] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e9])
+def test_scale_of_the_features_does_not_matter(scale):
+    kernel = np.random.default_rng(0).normal(size=(6, 4))
+    models, x = [linear(np.eye(6)), linear(kernel)], data()
+    expected = nm.cka(models, x).matrix
+    scaled = nm.cka(models, x * np.float32(scale)).matrix
+    np.testing.assert_allclose(scaled, expected, atol=1e-4)
+
+
 def test_batches_count_by_their_examples_and_short_ones_not():
     kernel = np.random.default_rng(0).normal(size=(6, 4))
     models, x = [linear(np.eye(6)), linear(kernel)], data(20)
@@ -357,6 +366,9 @@ def test_data_that_cannot_be_used():
         nm.cka([network(2)], [])
     with pytest.raises(ValueError, match="`data` must hold at least one"):
         nm.kl_divergence([network(2)], [])
+    for size in (0, -1, None):
+        with pytest.raises(ValueError, match=f"`batch_size`.*size={size}"):
+            nm.kl_divergence([linear(np.eye(6))], data(), batch_size=size)
     with pytest.raises(TypeError, match="`data` must be arrays"):
         nm.cka([network(2)], 3)
 
@@ -364,6 +376,8 @@ def test_data_that_cannot_be_used():
 def test_layers_that_cannot_be_used():
     with pytest.raises(ValueError, match="'a' is called 'conv9', once.*conv1"):
         nm.cka({"a": network(2)}, images(), "conv9")
+    with pytest.raises(ValueError, match=r"at least one layer.*layers=\[\]"):
+        nm.cka({"a": network(2)}, images(), [])
     with pytest.raises(TypeError, match="`layers` must hold names"):
         nm.cka({"a": network(2)}, images(), [3])
     hyper = nm.ManifoldHyperModel(network(2))
@@ -397,10 +411,20 @@ def test_prints_saves_and_sums_up(result, tmp_path):
     assert lines[0].split() == ["KL", "divergence", "1", "0.5", "a"]
     assert lines[3].split() == ["0.5", "0.5000", "0.0000", "2.0000"]
     result.save(tmp_path / "kl.json", seed=0)
-    saved = json.loads((tmp_path / "kl.json").read_text())
+    text = (tmp_path / "kl.json").read_text()
+    saved = json.loads(text, parse_constant=pytest.fail)  # Of no JSON.
     assert saved.pop("seed") == 0
     again = Similarity(**saved)
     assert str(again) == str(result)
+    unknown = Similarity("CKA", ["a"], [[np.nan]])
+    unknown.save(tmp_path / "cka.json")
+    saved = json.loads(
+        (tmp_path / "cka.json").read_text(), parse_constant=pytest.fail
+    )
+    assert np.isnan(Similarity(**saved).matrix).all()
+    with pytest.raises(ValueError, match="JSON"):
+        result.save(tmp_path / "kl.json", loss=np.nan)
+    assert (tmp_path / "kl.json").read_text() == text
     assert result.select(["1", "0.5"]).mean() == pytest.approx(0.375)
     assert np.isnan(result.select("a").mean())
 

@@ -22,12 +22,20 @@ def lenet(
     Returns:
         A Sequential `keras.Model` with logits as output.
 
+    Raises:
+        ValueError: If `widths` are not three.
+
     Example:
 
     ```python
     model = keras_neumeta.models.lenet()
     ```
     """
+    if len(widths) != 3:
+        raise ValueError(
+            "Argument `widths` must hold the channels of three convolutions. "
+            f"Received: widths={widths}"
+        )
     return keras.Sequential(
         [
             keras.Input(input_shape),

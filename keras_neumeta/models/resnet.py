@@ -39,7 +39,9 @@ def cifar_resnet(
         A functional `keras.Model` with logits as output.
 
     Raises:
-        ValueError: If `depth` is not `6 n + 2` or `shortcut` is unknown.
+        ValueError: If `depth` is not `6 n + 2`, `widths` are not three (for
+            `shortcut="pad"` ascending), `shortcut` is unknown, or `weights`
+            do not fit.
 
     Example:
 
@@ -57,6 +59,17 @@ def cifar_resnet(
         raise ValueError(
             "Argument `shortcut` must be 'conv' or 'pad'. "
             f"Received: shortcut={shortcut!r}"
+        )
+    if len(widths) != 3:
+        raise ValueError(
+            "Argument `widths` must hold the channels of three stages. "
+            f"Received: widths={widths}"
+        )
+    if shortcut == "pad" and list(widths) != sorted(widths):
+        raise ValueError(
+            "Argument `widths` must not fall from stage to stage with "
+            "`shortcut='pad'`, which only adds channels: use 'conv'. "
+            f"Received: widths={widths}"
         )
     inputs = keras.Input(input_shape)
     x = _normalized(inputs)
@@ -223,9 +236,9 @@ def load_weights(model, path):
     }
     # Layers cannot have dots in their names on PyTorch.
     arrays = {
-        "{}.{}".format(layer.replace(".", "_"), variable): value
+        layer.replace(".", "_") + dot + variable: value
         for key, value in arrays.items()
-        for layer, variable in [key.rsplit(".", 1)]
+        for layer, dot, variable in [key.rpartition(".")]
     }
     if set(arrays) != set(given):
         raise ValueError(

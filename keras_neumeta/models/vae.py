@@ -107,8 +107,9 @@ def dense_vae(
         name: Name of the model.
 
     Returns:
-        A functional `keras.Model` from images to images in 0..1; `split_vae`
-        gives its halves.
+        A functional `keras.Model` from images to images in 0..1. It holds a
+        `Sampling`, so that its file loads where keras_neumeta is imported;
+        those of its halves, which `split_vae` gives, load without.
 
     Example:
 
@@ -165,8 +166,9 @@ def conv_vae(
         name: Name of the model.
 
     Returns:
-        A functional `keras.Model` from images to images in 0..1; `split_vae`
-        gives its halves.
+        A functional `keras.Model` from images to images in 0..1. It holds a
+        `Sampling`, so that its file loads where keras_neumeta is imported;
+        those of its halves, which `split_vae` gives, load without.
 
     Raises:
         ValueError: If height or width cannot be halved for each of `widths`.
@@ -231,7 +233,8 @@ def conv_vae(
 def split_vae(model):
     """The encoder and the decoder of a variational autoencoder.
 
-    They share their layers with the model.
+    They share their layers with the model, but for its `Sampling`, which is
+    in neither: both are of Keras' own layers.
 
     Args:
         model: Model of `dense_vae` or `conv_vae`, or a morphed size of one.
@@ -240,6 +243,9 @@ def split_vae(model):
         The encoder, from images to `[mean, log_variance]`, and the decoder,
         from codes to images.
 
+    Raises:
+        ValueError: If the model is no such autoencoder.
+
     Example:
 
     ```python
@@ -247,7 +253,15 @@ def split_vae(model):
     images = decoder(keras.random.normal((16, decoder.input_shape[-1])))
     ```
     """
-    sampling = model.get_layer("latent")
+    sampling = next(
+        (layer for layer in model.layers if isinstance(layer, Sampling)), None
+    )
+    if sampling is None:
+        raise ValueError(
+            "Argument `model` must be a variational autoencoder of "
+            "`dense_vae` or `conv_vae`, or a morphed size of one, with a "
+            f"`Sampling` layer. Received: {model!r}"
+        )
     encoder = keras.Model(model.inputs[0], sampling.input, name="encoder")
     decoder = keras.Model(sampling.output, model.outputs[0], name="decoder")
     return encoder, decoder
