@@ -107,6 +107,8 @@ class Sweep:
             The `matplotlib` figure.
         """
         figure = new_figure("`Sweep.plot`", (6.4, 4.2))
+        from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
         if metric is None:
             others = [name for name in self.metrics if name != "loss"]
             metric = (others or self.metrics)[0]
@@ -146,6 +148,9 @@ class Sweep:
                     fontsize=8,
                 )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"1 - {metric}" if as_error else metric)
         if as_error:
