@@ -65,16 +65,20 @@ def _title(header):
 
 
 def notebook_of(path):
-    """The notebook of a guide, with the outputs that still belong to it."""
+    """The notebook of a guide, with the outputs that still belong to it.
+
+    Those of a cell depend on all code before it: from the first change on
+    there are none.
+    """
     notebook = new_notebook(metadata=METADATA)
-    outputs = {}
+    before = []
     target = path.with_suffix(".ipynb")
     if target.exists():
-        outputs = {
-            cell.source: (cell.execution_count, cell.outputs)
+        before = [
+            cell
             for cell in nbformat.read(target, as_version=4).cells
             if cell.cell_type == "code"
-        }
+        ]
     for number, (kind, source) in enumerate(cells_of(path)):
         # Names that stay the same keep the difference of two versions small.
         name = f"cell-{number}"
@@ -82,8 +86,12 @@ def notebook_of(path):
             cell = new_markdown_cell(source, id=name)
         else:
             cell = new_code_cell(source, id=name)
-            if source in outputs:
-                cell.execution_count, cell.outputs = outputs[source]
+            if before and before[0].source == source:
+                same = before.pop(0)
+                cell.execution_count = same.execution_count
+                cell.outputs = same.outputs
+            else:
+                before = []
         notebook.cells.append(cell)
     return notebook
 

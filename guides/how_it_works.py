@@ -175,10 +175,10 @@ for axes, stretch in zip(columns, (0, 1)):
 `AnchoredField` holds one array of *control points* per weight, of the same
 shape as the weight, started at the model's own values. So the full size is the
 model, exactly, and the field stores exactly as many numbers as the network.
-Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. By
-default a level is added, `levels=(0.25,)`: control points of a quarter-size
-network's own, which sizes below a half blend in. What the smallest sizes need
-then takes less from the large ones.
+Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. A
+hypermodel that is given no field adds a level, `levels=(0.25,)`: control points
+of a quarter-size network's own, which sizes below a half blend in. What the
+smallest sizes need then takes less from the large ones.
 
 `ImplicitField` asks a small neural network for each value, as published. Below
 is what the two kinds of `AnchoredField` give for `conv2` *before* any training
@@ -336,8 +336,9 @@ size (`calibration_data`). Both are of the same trained weights.
 """
 
 train(hyper, epochs=2)
-lines = np.linspace(1.0, 0.25, 2 if QUICK else 16)
-dots = lines[:: 1 if QUICK else 3]
+# Of whole numbers of channels: 16 to 4 of the first layer.
+lines = np.arange(16, 3, -12 if QUICK else -1) / 16
+dots = lines[:: 1 if QUICK else 2]
 figure, columns = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for axes, layer in zip(columns, ("norm1", "norm2")):
 

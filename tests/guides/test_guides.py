@@ -56,6 +56,14 @@ def test_notebook_has_the_cells_of_its_guide(name, build):
         f"run: python guides/build.py --run {name}"
     )
     assert notebook == build.notebook_of(path)
+    counts = [
+        cell.execution_count
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+    assert counts == list(range(1, len(counts) + 1)), (
+        f"run: python guides/build.py --run {name}"
+    )
 
 
 def test_every_guide_is_a_notebook(build):
@@ -74,12 +82,18 @@ def test_cells(build, tmp_path):
         ("code", 'x = """no"""\n\n\ndef f():\n    """Part of the code."""'),
         ("markdown", "D"),
     ]
-    # Outputs stay with the cell that made them, as long as it is the same.
+    # Outputs stay with the cell that made them, until the first change.
+    path.write_text(path.read_text() + "y = 1\n")
     notebook = build.notebook_of(path)
-    notebook.cells[2].outputs = [
-        build.nbformat.v4.new_output("stream", text="out")
-    ]
+    for number in (2, 4):
+        notebook.cells[number].outputs = [
+            build.nbformat.v4.new_output("stream", text="out")
+        ]
     build.nbformat.write(notebook, path.with_suffix(".ipynb"))
-    assert build.notebook_of(path).cells[2].outputs == notebook.cells[2].outputs
+    path.write_text(path.read_text().replace("## C", "## E"))
+    again = build.notebook_of(path)
+    for number in (2, 4):
+        assert again.cells[number].outputs == notebook.cells[number].outputs
     path.write_text(path.read_text().replace("no", "yes"))
-    assert build.notebook_of(path).cells[2].outputs == []
+    again = build.notebook_of(path)
+    assert again.cells[2].outputs == again.cells[4].outputs == []
