@@ -249,7 +249,10 @@ print(f"largest difference at half of the width: {difference.max():.0e}")
 """
 For files to keep, `keras.callbacks.ModelCheckpoint(path,
 monitor="val_accuracy@0.25", mode="max", save_best_only=True)`, named after
-`EvaluateSizes`.
+`EvaluateSizes`. Keras' callbacks begin anew in the second call of `fit`: such a
+`ModelCheckpoint` takes its first epoch for the best and replaces the file,
+`EarlyStopping` counts from zero. Give the best value so far as
+`initial_value_threshold`, or put `{epoch}` into the path.
 
 ## Several devices
 
@@ -258,7 +261,8 @@ each step.
 
 - TensorFlow: make and compile the hypermodel within the scope of a
   `tf.distribute` strategy.
-- JAX: within that of `keras.distribution.DataParallel`.
+- JAX: within that of `keras.distribution.DataParallel`. Several processes need
+  the same seeds, or JAX stops with an error.
 - PyTorch: one process per device, joined by `torch.distributed`. Each needs a
   `BackupAndRestore` with a folder of its own: with one in the first process
   alone, that one goes on from a later epoch than the others.

@@ -371,12 +371,14 @@ for title, morph in {
 
 """
 `norm1` follows the first convolution, whose input is the image at every size:
-its curves are flat. `norm2` sees fewer inputs, with larger weights, in smaller
-networks. Its curves are coarse below a width of 0.5: they have kinks at 0.35
-and 0.4, and at 0.4 three of the four are a tenth or so off their dots.
+its curves are flat down to a width of 0.5, where the weights begin to blend
+with those of the level at a quarter. `norm2` sees fewer inputs, with larger
+weights, in smaller networks. Lines and dots agree but at 0.375, a size that is
+drawn now and then, between two that every step trains: there all four lines of
+`norm2` lie a tenth or more below their dots.
 
 The accuracies are those of four widths that every step trains and measures, and
-hardly differ; for a width like 0.4 they may. Where they do for your network,
+hardly differ; for a width like 0.375 they may. Where they do for your network,
 give `morph` some training inputs.
 
 ## Morph

@@ -21,6 +21,11 @@ class EvaluateSizes(keras.callbacks.Callback):
     `validation_data` of `fit` evaluates the full size alone, as `val_loss`
     and `val_accuracy`.
 
+    Callbacks that compare need their `mode` (`"max"`, `"min"`): Keras cannot
+    tell it from such names. Nor can a name with a dot stand in the path of
+    `ModelCheckpoint`; `{val_loss@half}` can, of
+    `ratios={"half": {"ratio": 0.5}}`.
+
     Each size is a network of its own, built and compiled when training
     begins; an epoch only gives it new weights.
 
