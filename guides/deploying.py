@@ -11,9 +11,11 @@ ships it, and nothing of this library has to be installed where it runs. This
 guide takes one quarter-size network through the common formats, loads each file
 with its own runtime and compares the answers.
 
-`nm.export(model, path)` is `model.export`, and works from every backend: what
-the running one cannot write, another process writes under TensorFlow. The file
-appears when it is complete. The formats need `pip install
+`nm.export(model, path)` is `model.export` from every backend: what the running
+one cannot write, another process writes under one that can. The file appears
+when it is complete. Recurrent layers are best made with `unroll=True`:
+OpenVINO refuses loops, and LiteRT needs TensorFlow's operations for them. The
+formats need `pip install
 "keras_neumeta[export]"`; a runtime that is missing is left out below.
 
 ## Set-up

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,35 +27,42 @@ class _Format(NamedTuple):
     Args:
         ending: Of the file; a folder has none.
         backends: Those that write it; the first one serves all others.
+        options: Names beside `input_signature`, where Keras takes any.
     """
 
     ending: str
     backends: tuple[str, ...]
+    options: tuple[str, ...] | None = None
 
 
+# Keras also writes ONNX by JAX, OpenVINO and LiteRT by PyTorch: with packages
+# of their own, or for one size of batches or images, or without the names of
+# the inputs.
 _FORMATS = {
-    "tf_saved_model": _Format("", ("tensorflow", "jax")),
-    "onnx": _Format(".onnx", ("tensorflow", "torch")),
-    "openvino": _Format(".xml", ("tensorflow",)),
+    "tf_saved_model": _Format(
+        "", ("tensorflow", "jax"), ("is_static", "jax2tf_kwargs")
+    ),
+    "onnx": _Format(".onnx", ("tensorflow", "torch"), ("opset_version",)),
+    "openvino": _Format(".xml", ("tensorflow",), ()),
     "litert": _Format(".tflite", ("tensorflow",)),
     "torch": _Format(".pt2", ("torch",)),
 }
 _CHILD = "import sys; from keras_neumeta.export import _main; _main(sys.argv)"
 
 
-def export(model, path, format=None, *, backend=None, **options):
+def export(model, path, format=None, *, backend=None, verbose=False, **options):
     """Exports a plain network to a format of `keras.Model.export`.
 
-    As `model.export`, and from every backend: what the running one cannot
-    write, a Python process of its own writes under one that can, from a
-    temporary `.keras` file that it loads in safe mode, on the CPU. Batches of
-    any size can be given to the result, and images of any size where the
+    By `model.export`, and from every backend: for what the running one cannot
+    write, or not so, a Python process of its own runs under one that can, from
+    a temporary `.keras` file that it loads in safe mode, on the CPU. Batches
+    of any size can be given to the result, and images of any size where the
     model's inputs leave it open.
 
     The files appear at `path` when they are complete. Until then, and where
     the export fails, what was there stays.
 
-    | format | ending | written by |
+    | format | ending | `export` has it written by |
     |---|---|---|
     | `"tf_saved_model"` | none: a folder | TensorFlow, JAX |
     | `"onnx"` | `.onnx` | TensorFlow, PyTorch |
@@ -69,9 +77,15 @@ def export(model, path, format=None, *, backend=None, **options):
         backend: `"tensorflow"`, `"jax"` or `"torch"`: the one that shall
             write. Default: the running one if it can, else the first of the
             table.
+        verbose: Whether to say where the result is.
         **options: For `model.export`, such as `input_signature`,
             `opset_version` (ONNX) or `optimizations` (LiteRT). For another
             process they are pickled.
+
+    Recurrent layers reach OpenVINO only if made with `unroll=True`, and LiteRT
+    if so or with a batch of one size (`input_signature`): otherwise a file for
+    LiteRT needs an interpreter with TensorFlow's operations (a warning says
+    so).
 
     A SavedModel from JAX runs on the kind of device that wrote it, CPU or
     GPU; with `backend="tensorflow"` it runs on both.
@@ -110,6 +124,8 @@ def export(model, path, format=None, *, backend=None, **options):
     path = pathlib.Path(os.path.abspath(path))
     format = _checked_format(format, path)
     backend = _checked_backend(backend, format, model)
+    _check_options(options, format)
+    _check_loops(model, format)
     _check_path(path, format)
     # Beside the result, so that moving it there is one step.
     with tempfile.TemporaryDirectory(
@@ -122,8 +138,12 @@ def export(model, path, format=None, *, backend=None, **options):
             _export(model, made / path.name, format, options)
         else:
             _export_by(backend, model, made / path.name, format, options)
+        if format == "litert":
+            _warn_of_tensorflow(made / path.name)
         for new in sorted(made.iterdir()):
             _move(new, path.parent / new.name, folder / "old")
+    if verbose:
+        print(f"Saved '{path}'.")
 
 
 def _checked_format(format, path):
@@ -172,6 +192,53 @@ def _checked_backend(backend, format, model):
             f"{running}."
         )
     return backend
+
+
+def _check_options(options, format):
+    known = _FORMATS[format].options
+    if known is None:
+        return
+    known = ["input_signature", *known]
+    unknown = sorted(options.keys() - {*known})
+    if unknown:
+        raise ValueError(
+            f"Options of format {format!r} must be among {known}. "
+            f"Received: {unknown}"
+        )
+
+
+def _check_loops(model, format):
+    if format != "openvino":
+        return
+    looped = [
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    if looped:
+        raise ValueError(
+            "Argument `model`: recurrent layers must be made with "
+            "`unroll=True` for format 'openvino', which has no loops of "
+            f"TensorFlow. Received: {looped}"
+        )
+
+
+def _warn_of_tensorflow(path):
+    """Warns of operations that only TensorFlow has, if it has any."""
+    # Strings stand behind their length, and end with zero.
+    strings = re.findall(
+        rb"(?s)(.)\0{3}(Flex[A-Z][A-Za-z0-9]*)\0", path.read_bytes()
+    )
+    names = {name for length, name in strings if length[0] == len(name)}
+    if names:
+        warnings.warn(
+            "The file for LiteRT needs an interpreter with TensorFlow's "
+            f"operations (Select TensorFlow ops), for "
+            f"{sorted(name.decode() for name in names)}. Recurrent layers "
+            "need none if made with `unroll=True`, or with a batch of one "
+            "size: `input_signature=[keras.InputSpec(shape=(1, ...))]`.",
+            stacklevel=3,
+        )
 
 
 def _check_path(path, format):
@@ -236,12 +303,29 @@ def _export(model, path, format, options):
         warnings.simplefilter("ignore")
         try:
             model.export(str(path), format=format, **options)
+            if format == "openvino":
+                _strip_outputs(path, len(keras.tree.flatten(model.outputs)))
         except ImportError as error:
             raise ImportError(
                 f"Format {format!r} needs a package that is not installed. "
                 'All are by `pip install "keras_neumeta[export]"`. '
                 f"Received: {error}"
             ) from error
+
+
+def _strip_outputs(path, number):
+    """Removes what OpenVINO's converter takes for outputs behind the real."""
+    import openvino
+
+    # Not by its address in memory: the file is written anew.
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})
+    model = core.read_model(path)
+    extra = model.get_results()[number:]
+    for result in extra:
+        model.remove_result(result)
+    if extra:
+        openvino.serialize(model, path)
 
 
 def _spec(x):
@@ -281,14 +365,15 @@ def _export_by(backend, model, path, format, options):
         "CUDA_VISIBLE_DEVICES": "-1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(folder)],
+        # Without the current folder, unless this process looks there too.
+        [sys.executable, "-P", "-c", _CHILD, str(folder)],
         capture_output=True,
         text=True,
         env=os.environ | settings,
     )
     if done.returncode == 0:
         return
-    reason = f"exit status {done.returncode}\n{done.stderr[-1000:]}"
+    reason = f"exit status {done.returncode}\n{_last_error(done.stderr)}"
     with contextlib.suppress(FileNotFoundError):
         reason = (folder / "error.txt").read_text()
     raise RuntimeError(
@@ -298,6 +383,12 @@ def _export_by(backend, model, path, format, options):
         f"start Python with KERAS_BACKEND={backend}, load it there with "
         "`keras.saving.load_model`, and call `model.export`."
     )
+
+
+def _last_error(text):
+    """The last traceback, or the last lines."""
+    start = text.rfind("Traceback (most recent call last)")
+    return text[start:] if start >= 0 else "\n".join(text.splitlines()[-20:])
 
 
 def _own_modules(model):

@@ -644,7 +644,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         )
         return morph(self, chosen, **options)
 
-    def export(self, filepath, format="tf_saved_model", **options):
+    def export(self, filepath, format=None, **options):
         """Exports the full size; see `keras_neumeta.export`.
 
         A smaller one: `keras_neumeta.export(hyper.morph(ratio), filepath)`.

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_neumeta.calibration import measure
 from keras_neumeta.graph import assign, resize
+from keras_neumeta.graph.functional import function_of
 from keras_neumeta.graph.sizes import sizes_from_names
 
 
@@ -94,6 +95,7 @@ def morph(
     before = None
     if into is None:
         model = resize(hyper.graph, sizes, name=name)
+        _call_once(model)
     else:
         _check_into(into, hyper.graph, sizes, name)
         model, before = into, into.get_weights()
@@ -106,6 +108,18 @@ def morph(
             model.set_weights(before)
         raise
     return model
+
+
+def _call_once(model):
+    """Symbolically: Keras exports no model that was never called."""
+    model(
+        keras.tree.map_structure(
+            lambda x: keras.KerasTensor(
+                x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name
+            ),
+            function_of(model).input,
+        )
+    )
 
 
 def _check_into(model, graph, sizes, name):

@@ -299,17 +299,97 @@ def assert_int8_is_near_and_smaller(model, path, int8_path, format):
     assert_near(outputs, outputs_of(model, inputs)[0])
 
 
-@pytest.mark.tensorflow
-@pytest.mark.jax  # From PyTorch, Keras needs torch_xla for a SavedModel.
-def test_saved_model_by_keras(small, tmp_path):
-    tf = pytest.importorskip("tensorflow")
-    small.export(tmp_path / "small", verbose=False)
-    loaded = tf.saved_model.load(tmp_path / "small")
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(small(images())),
-        loaded.serve(images()).numpy(),
-        atol=1e-5,
+# What Keras writes with the backend alone: not nm.export's other process.
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("openvino", "litert")
+]
+BY_KERAS = {
+    "tensorflow": ["tf_saved_model", "onnx", *SLOW],
+    "jax": ["tf_saved_model"],
+    "torch": ["onnx", "torch"],
+}
+
+
+# Of PyTorch's way to ONNX with batches of any size.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("format", BY_KERAS[BACKEND])
+def test_export_by_keras(small, tmp_path, format):
+    for name in FORMATS[format][1]:
+        pytest.importorskip(name, reason=f"{format} needs {name}")
+    path = tmp_path / f"small{FORMATS[format][0]}"
+    small.export(str(path), format=format, verbose=False)
+    inputs = {small.inputs[0].name: images(1)}
+    assert_same(opened(path, format), small, inputs)
+
+
+def words(*layers_, **options):
+    model = keras.Sequential(
+        [keras.Input((5, 8), name="words"), *layers_, layers.Dense(2)]
     )
+    return ManifoldHyperModel(model, **options).morph(ratio=0.5)
+
+
+def attention():
+    x = keras.Input((5, 8), name="words")
+    y = layers.MultiHeadAttention(2, 4)(x, x)
+    model = keras.Model(x, [layers.Dense(2)(y), layers.Dense(3)(y)])
+    return ManifoldHyperModel(model).morph(ratio=0.5)
+
+
+@pytest.mark.tensorflow  # The file is the same from every backend.
+@pytest.mark.parametrize(
+    "format", ["openvino", pytest.param("litert", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(
+            lambda: words(layers.LSTM(8, unroll=True)),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: words(
+                layers.Bidirectional(
+                    layers.GRU(8, unroll=True, return_sequences=True)
+                )
+            ),
+            marks=pytest.mark.slow,
+        ),
+        attention,
+    ],
+    ids=["lstm", "gru", "attention"],
+)
+def test_sequences(make, tmp_path, format):
+    """OpenVINO's converter finds more outputs: they are removed."""
+    for name in FORMATS[format][1]:
+        pytest.importorskip(name, reason=f"{format} needs {name}")
+    model = make()
+    path = tmp_path / f"small{FORMATS[format][0]}"
+    nm.export(model, path)
+    x = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
+    assert_same(opened(path, format), model, {"words": x})
+
+
+def test_loops_do_not_reach_openvino(tmp_path):
+    model = words(layers.LSTM(8, name="memory"))
+    with pytest.raises(ValueError, match=r"(?s)`unroll=True`.*\['memory'\]"):
+        nm.export(model, tmp_path / "small.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.tensorflow  # The file is the same from every backend.
+def test_loops_in_litert(tmp_path):
+    pytest.importorskip("tensorflow")
+    model = words(layers.LSTM(8))
+    path = tmp_path / "small.tflite"
+    with pytest.warns(UserWarning, match="FlexTensorList.*`unroll=True`"):
+        nm.export(model, path)
+    # The warning says two remedies: `test_sequences` has the other one.
+    one = keras.InputSpec(shape=(1, 5, 8), dtype="float32", name="words")
+    nm.export(model, path, input_signature=[one])
+    x = np.random.default_rng(0).normal(size=(1, 5, 8)).astype("float32")
+    assert_same(opened(path, "litert"), model, {"words": x})
 
 
 @pytest.mark.parametrize(
@@ -320,12 +400,35 @@ def test_saved_model_by_keras(small, tmp_path):
         ("small.onnx", {"format": "litert"}, r"(?s)end with '\.tflite'"),
         ("small.onnx", {"backend": "numpy"}, "(?s)`backend`.*'numpy'"),
         ("small.pt2", {"backend": "jax"}, r"(?s)`backend`.*\['torch'\]"),
+        ("small.onnx", {"opset": 17}, "(?s)'opset_version'.*'opset'"),
+        ("small.xml", {"optimizations": []}, "(?s)'openvino'.*'optimizations'"),
     ],
 )
 def test_arguments_that_cannot_be(small, tmp_path, path, options, message):
     with pytest.raises(ValueError, match=message):
         nm.export(small, tmp_path / path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def write_file(model, path, **options):
+    with open(path, "w") as file:
+        file.write(model.name)
+
+
+def test_format_and_path_as_they_are(
+    small, tmp_path, monkeypatch, same_process, capsys
+):
+    """A hypermodel goes by the ending too; what is said has the real path."""
+    monkeypatch.setattr(keras.Model, "export", write_file)
+    monkeypatch.setitem(
+        module._FORMATS, "onnx", module._Format(".onnx", (BACKEND,), ())
+    )
+    path = tmp_path / "full.onnx"
+    ManifoldHyperModel(small).export(path, verbose=True)
+    assert path.read_text() == small.name
+    assert capsys.readouterr().out == f"Saved '{path}'.\n"
+    with pytest.raises(ValueError, match="`path` must have an ending"):
+        ManifoldHyperModel(small).export(tmp_path / "full.h5")
 
 
 def test_models_that_cannot_be(small, tmp_path):
@@ -420,6 +523,20 @@ def test_other_process_that_dies(small, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="exit status 3"):
         nm.export(small, tmp_path / FAR_PATH)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_process_takes_no_module_from_here(small, tmp_path, monkeypatch):
+    """And its error is whole, however long."""
+    (tmp_path / "strange.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    program = "print('x' * 5000, file=sys.stderr); import strange"
+    monkeypatch.setattr(module, "_CHILD", f"import sys; {program}")
+    message = (
+        "exit status 1\nTraceback .*\n.*No module named 'strange'\nTo see more"
+    )
+    with pytest.raises(RuntimeError, match=f"(?s){message}"):
+        nm.export(small, tmp_path / FAR_PATH)
 
 
 def test_what_the_other_process_cannot_get(
