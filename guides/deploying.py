@@ -15,8 +15,8 @@ with its own runtime and compares the answers.
 one cannot write, another process writes under one that can. The file appears
 when it is complete. Recurrent layers are best made with `unroll=True`:
 OpenVINO refuses loops, and LiteRT needs TensorFlow's operations for them. The
-formats need `pip install
-"keras_neumeta[export]"`; a runtime that is missing is left out below.
+formats need `pip install "keras_neumeta[export]"`; a runtime that is missing is
+left out below.
 
 ## Set-up
 """
