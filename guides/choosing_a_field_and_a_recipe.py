@@ -173,8 +173,7 @@ one file, and sizes that agree with each other (`examples/similarity.py`).
 ## What not to conclude
 
 - That the order of methods holds for another network, data set or budget. A
-  field that is behind after five epochs may need more of them:
-  `benchmarks/results/implicit_lenet.json` has a longer run of one.
+  field that is behind after five epochs may need more of them.
 - That a number of a paper can be put beside a number here, unless budget, data
   and the part that morphs are the same.
 - That accuracy is speed. MACs and parameters are counted; time on your device
