@@ -18,7 +18,6 @@ that morphs silenced), stored parameters and the time of a step.
 
 import argparse
 import dataclasses
-import fnmatch
 import functools
 import json
 import os
@@ -55,7 +54,9 @@ class Task:
         augment: Whether to crop and flip at random.
         layers: The layers that may change; see `trace`.
         pretrained: Weights of the base, beside the prepared data sets.
-        learned: Patterns of the layers that are trained. Default: all.
+        frozen: Name of the last of the base's layers that stay as they are,
+            all before it among them; steps are timed without them. Default:
+            none stay.
         trained, tested: Ratios: the range of the training, and the test.
         beyond: Ratios between and below those, tested too.
     """
@@ -69,7 +70,7 @@ class Task:
     augment: bool = True
     layers: tuple | None = None
     pretrained: str | None = None
-    learned: tuple = ("*",)
+    frozen: str | None = None
     trained: tuple = (0.25, 1.0)
     tested: tuple = (1.0, 0.75, 0.5, 0.25)
     beyond: tuple = (0.6, 0.1875)
@@ -108,7 +109,7 @@ TASKS = {
         0.02,
         layers=("stage3_block2_conv1",),
         pretrained="resnet20_cifar10.npz",
-        learned=("stage3_block2*", "head*"),
+        frozen="stage3_block1_relu2",
         trained=(0.5, 1.0),
     ),
 }
@@ -210,8 +211,14 @@ DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")
 ALL = (*MANIFOLDS, *SINGLE, *PRUNED, *TUNED)
 
 
-def batches(x, y, augment, seed):
-    """Shuffled batches, cropped and flipped at random."""
+def batches(x, y, augment, seed, body=None):
+    """Shuffled batches, cropped and flipped at random.
+
+    Args:
+        x, y: Images and labels.
+        augment, seed: As in `Task`.
+        body: Model whose outputs stand in place of the images.
+    """
 
     def change(image, label):
         image = tf.image.resize_with_crop_or_pad(image, 40, 40)
@@ -222,7 +229,10 @@ def batches(x, y, augment, seed):
     data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
     if augment:
         data = data.map(change, num_parallel_calls=2)
-    data = data.batch(BATCH_SIZE, drop_remainder=True).prefetch(4)
+    data = data.batch(BATCH_SIZE, drop_remainder=True)
+    if body is not None:
+        data = data.map(lambda x, y: (body(x, training=False), y))
+    data = data.prefetch(4)
     # The end of each epoch waits for the next turn of the tuner of tf.data,
     # up to as long as the epoch took.
     options = tf.data.Options()
@@ -249,6 +259,16 @@ class Bench:
         self.train, self.test = load(self.task.dataset)
         if options.examples:
             self.train = tuple(v[: options.examples] for v in self.train)
+        self.body = None
+        if self.task.frozen:
+            # Once a step rather than once for each size of a step.
+            whole = self.pretrained()
+            output = whole.get_layer(self.task.frozen).output
+            self.body = keras.Model(whole.input, output)
+            self.tail = keras.Model(output, whole.output)
+            x, y = self.test
+            self.test = self.body.predict(x, batch_size=500, verbose=0), y
+        self.num_frozen = self.body.count_params() if self.body else 0
         self.steps = len(self.train[0]) // BATCH_SIZE
         budget = (
             f"{self.task.base_epochs}+{self.task.epochs}-{self.task.rate:g}"
@@ -256,6 +276,12 @@ class Bench:
         )
         self.folder = options.work / f"{name}-{options.seed}-{budget}"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def batches(self):
+        """Batches of the training, through the layers that stay."""
+        return batches(
+            *self.train, self.task.augment, self.options.seed, self.body
+        )
 
     def fit(self, model, epochs, name):
         """Trains, from the last checkpoint of that name if there is one."""
@@ -275,7 +301,7 @@ class Bench:
             )
         )
         compiled(model, optimizer).fit(
-            batches(*self.train, task.augment, self.options.seed),
+            self.batches(),
             epochs=epochs,
             shuffle=False,  # The dataset shuffles itself.
             verbose=2,
@@ -288,16 +314,23 @@ class Bench:
     def base(self):
         """The network that all methods start from."""
         keras.utils.set_random_seed(self.options.seed)
-        if self.task.pretrained:
-            data = pathlib.Path(os.environ["TFDS_DATA_DIR"]).parent
-            model = self.task.network(weights=data / self.task.pretrained)
-            for layer in model.layers:
-                layer.trainable = any(
-                    fnmatch.fnmatch(layer.name, pattern)
-                    for pattern in self.task.learned
-                )
+        if self.body is not None:
+            model = keras.models.clone_model(self.tail)
+            model.set_weights(self.tail.get_weights())
             return model
+        if self.task.pretrained:
+            return self.pretrained()
         return self.trained("base", self.task.network, self.task.base_epochs)
+
+    def pretrained(self):
+        folder = pathlib.Path(os.environ["TFDS_DATA_DIR"]).parent
+        return self.task.network(weights=folder / self.task.pretrained)
+
+    def whole(self, model):
+        """A network with the layers that stay before it, if there are any."""
+        if self.body is None:
+            return model
+        return keras.Model(self.body.input, model(self.body.output))
 
     def trained(self, name, make, epochs):
         """A network that is trained once, untrained for no epochs."""
@@ -354,8 +387,8 @@ class Bench:
 
     def step_time(self, model):
         """Seconds of a step relative to one of the network, side by side."""
-        x, y = (part[:BATCH_SIZE] for part in self.train)
-        base = compiled(self.task.network())
+        x, y = next(iter(self.batches().take(1)))
+        base = compiled(keras.models.clone_model(self.base()))
         compiled(model)
         for network in (base, model):
             network.train_on_batch(x, y)
@@ -372,11 +405,10 @@ class Bench:
 
     def as_trained(self):
         """Some batches of inputs as in training, to measure statistics."""
-        data = batches(*self.train, self.task.augment, self.options.seed)
-        return data.take(40).cache()
+        return self.batches().take(40).cache()
 
     def row(self, ratio, model, **more):
-        graph = nm.trace(model)
+        graph = nm.trace(self.whole(model))
         row = {
             "ratio": ratio,
             "accuracy": self.accuracy(model),
@@ -417,7 +449,7 @@ class Bench:
         return {
             "rows": rows,
             "floor": round(100 * floor.rows[0]["accuracy"], 2),
-            "stored": hyper.field.count_params(),
+            "stored": hyper.field.count_params() + self.num_frozen,
             "stored_statistics": hyper.statistics.count_params(),
             "step_time": step,
         }
@@ -444,6 +476,8 @@ class Bench:
             self.before_cut() if method in TUNED else (self.full(), 0)
         )
         x, y = (v[:1024] for v in self.train)
+        if self.body is not None:
+            x = self.body.predict(x, verbose=0)
         size = 1 if criterion == "hessian" else BATCH_SIZE
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
         layers = self.task.layers
@@ -462,7 +496,7 @@ class Bench:
         if method in TUNED:
             stored = sum(row["parameters"] for row in rows)
         else:
-            stored = base.count_params()
+            stored = base.count_params() + self.num_frozen
         return {"rows": rows, "stored": stored}
 
     def run(self, method):
