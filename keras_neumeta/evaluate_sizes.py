@@ -1,12 +1,21 @@
 """`EvaluateSizes`: the metrics of chosen sizes in the logs of training."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 
 from keras_neumeta.graph.sizes import check_ratio
+from keras_neumeta.hypermodel import ManifoldHyperModel
 from keras_neumeta.sweep import RATIOS, compile_like
+
+_WAYS = ("ratio", "sizes", "params", "macs")
+_ARGUMENTS = [
+    name
+    for name in inspect.signature(ManifoldHyperModel.morph).parameters
+    if name not in ("self", "into")
+]
 
 
 class EvaluateSizes(keras.callbacks.Callback):
@@ -29,14 +38,21 @@ class EvaluateSizes(keras.callbacks.Callback):
     Each size is a network of its own, built and compiled when training
     begins; an epoch only gives it new weights.
 
+    Callbacks that compare need `mode`: Keras does not guess it from such
+    names. In the file name of a `ModelCheckpoint`, a name with a dot after the
+    `@` cannot stand: give the size one without, `ratios={"half": {"ratio":
+    0.5}}` for `"{val_accuracy@half:.3f}.keras"`.
+
     Args:
-        x, y: Validation data, as for `evaluate` (arrays, or a dataset).
+        x, y: Validation data, as for `evaluate` (arrays, or a dataset that can
+            be read again in each epoch).
         ratios: Kept widths; or a dict from names of sizes, which then stand
             behind the `@`, to the arguments of `hyper.morph`, such as
             `{"small": {"ratio": 0.5, "depth": 2}, "tiny": {"macs": 0.1}}`.
         freq: At the end of each how many epochs. Those between have no such
             logs, as with `validation_freq` of `fit`.
-        batch_size, verbose: As for `evaluate`.
+        batch_size, verbose, sample_weight, steps: As for `evaluate`. An
+            endless dataset needs `steps`.
         morph: Further arguments of `hyper.morph`, for all sizes.
 
     Raises:
@@ -63,6 +79,8 @@ class EvaluateSizes(keras.callbacks.Callback):
         freq=1,
         batch_size=None,
         verbose=0,
+        sample_weight=None,
+        steps=None,
         **morph,
     ):
         super().__init__()
@@ -71,12 +89,19 @@ class EvaluateSizes(keras.callbacks.Callback):
                 "Argument `freq` must be a number of epochs, at least 1. "
                 f"Received: freq={freq!r}"
             )
+        _check_data(x, steps)
         self.sizes = {
             name: {**morph, **size} for name, size in _named(ratios).items()
         }
+        for name, size in self.sizes.items():
+            _check_size(name, size)
         self.freq = freq
-        self.data = {"x": x, "y": y}
-        self.options = {"batch_size": batch_size, "verbose": verbose}
+        self.data = {"x": x, "y": y, "sample_weight": sample_weight}
+        self.options = {
+            "batch_size": batch_size,
+            "steps": steps,
+            "verbose": verbose,
+        }
 
     def on_train_begin(self, logs=None):
         # The attribute `model` of a callback also fetches the state of JAX.
@@ -106,6 +131,42 @@ class EvaluateSizes(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.models = {}
+
+
+def _check_data(x, steps):
+    if isinstance(x, Iterator):
+        raise TypeError(
+            "Argument `x` must be arrays, or a dataset that can be read again "
+            f"in each epoch. Received {type(x).__name__}, which can be read "
+            "once. Make it a `keras.utils.PyDataset`, or arrays."
+        )
+    cardinality = getattr(x, "cardinality", None)
+    # As `tf.data` counts the batches of an endless dataset.
+    endless = callable(cardinality) and int(cardinality()) == -1
+    if isinstance(x, keras.utils.PyDataset):
+        endless = x.num_batches is None
+    if endless and steps is None:
+        raise ValueError(
+            "Argument `steps` must be a number of batches for an endless "
+            f"dataset. Received: x={x!r}, steps=None"
+        )
+
+
+def _check_size(name, size):
+    unknown = sorted(size.keys() - {*_ARGUMENTS})
+    if unknown:
+        raise TypeError(
+            f"Size {name!r} must have arguments of `morph`, among "
+            f"{_ARGUMENTS}. Received: {unknown}"
+        )
+    if all(size.get(way) is None for way in _WAYS):
+        raise ValueError(
+            f"Argument `ratios` must say a size for {name!r}, by one of "
+            f"{list(_WAYS)}. Received: {size!r}"
+        )
+    ratio = size.get("ratio")
+    if ratio is not None and not isinstance(ratio, dict):
+        check_ratio(ratio, math.inf if size.get("extrapolate") else 1.0)
 
 
 def _named(ratios):

@@ -160,6 +160,56 @@ def test_named_sizes_every_other_epoch():
     assert seen[1][1] == [model.count_params() for model in expected]
 
 
+class Endless(keras.utils.PyDataset):
+    """The same batch for ever."""
+
+    def __init__(self):
+        super().__init__()
+
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return data()
+
+
+def test_endless_and_weighted_data(tmp_path):
+    """And a size with a name that can stand in that of a file."""
+    hyper = hypermodel()
+    half = {"half": {"ratio": 0.5}}
+    weight = np.linspace(0.0, 1.0, 48)
+    path = str(tmp_path / "{val_loss@half:.3f}.weights.h5")
+    logs = [
+        hyper.fit(
+            *data(),
+            verbose=0,
+            callbacks=[
+                evaluate,
+                keras.callbacks.ModelCheckpoint(path, save_weights_only=True),
+            ],
+        ).history["val_loss@half"][0]
+        for evaluate in (
+            nm.EvaluateSizes(Endless(), ratios=half, steps=2),
+            nm.EvaluateSizes(*data(), ratios=half, sample_weight=weight),
+        )
+    ]
+    small = hyper.morph(0.5)
+    small.compile(loss=LOSS)
+    expected = small.evaluate(*data(), sample_weight=weight, verbose=0)
+    assert logs[1] == pytest.approx(expected)
+    names = {f"{value:.3f}.weights.h5" for value in logs}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+
+def test_endless_dataset_of_tensorflow():
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices(data()).batch(8)
+    nm.EvaluateSizes(dataset)
+    with pytest.raises(ValueError, match="`steps` must be a number"):
+        nm.EvaluateSizes(dataset.repeat())
+
+
 def test_morph_into_a_network():
     hyper = hypermodel()
     small = hyper.morph(0.5)
@@ -200,9 +250,22 @@ def test_says_what_is_wrong():
         (["half"], "`ratio`.*must be a number"),
         ({"small": 0.5}, "dict of arguments of `morph`"),
         ({"small": {"ratio": [0.5]}}, "one size for each name"),
+        ({"small": {"ratio": 0.5, "divsor": 8}}, r"'small'.*\['divsor'\]"),
     ):
         with pytest.raises(TypeError, match=message):
             nm.EvaluateSizes(*data(), ratios=ratios)
+    with pytest.raises(TypeError, match=r"'divisor'.*Received: \['divsor'\]"):
+        nm.EvaluateSizes(*data(), divsor=8)
+    with pytest.raises(ValueError, match="must say a size for 'small'"):
+        nm.EvaluateSizes(*data(), ratios={"small": {}}, divisor=8)
+    for ratios in ([1.5], {"large": {"ratio": 1.5}}):
+        with pytest.raises(ValueError, match=r"`ratio` .* in \(0, 1\]: "):
+            nm.EvaluateSizes(*data(), ratios=ratios)
+        nm.EvaluateSizes(*data(), ratios=ratios, extrapolate=True)
+    with pytest.raises(TypeError, match="generator, which can be read once"):
+        nm.EvaluateSizes(batch for batch in [data()])
+    with pytest.raises(ValueError, match="`steps` must be a number"):
+        nm.EvaluateSizes(Endless())
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     model.compile("sgd", LOSS)
     with pytest.raises(TypeError, match="`ManifoldHyperModel`.*Received"):
