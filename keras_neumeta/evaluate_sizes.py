@@ -38,11 +38,6 @@ class EvaluateSizes(keras.callbacks.Callback):
     Each size is a network of its own, built and compiled when training
     begins; an epoch only gives it new weights.
 
-    Callbacks that compare need `mode`: Keras does not guess it from such
-    names. In the file name of a `ModelCheckpoint`, a name with a dot after the
-    `@` cannot stand: give the size one without, `ratios={"half": {"ratio":
-    0.5}}` for `"{val_accuracy@half:.3f}.keras"`.
-
     Args:
         x, y: Validation data, as for `evaluate` (arrays, or a dataset that can
             be read again in each epoch).
