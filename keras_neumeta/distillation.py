@@ -45,6 +45,22 @@ def per_output(value, outputs, output_names):
     return [value] * len(keras.tree.flatten(outputs))
 
 
+def check_distillation_loss(loss):
+    """Raises if it is neither `"auto"` nor a loss."""
+    known = loss == "auto" or callable(loss)
+    if isinstance(loss, str) and not known:
+        try:
+            known = callable(keras.losses.get(loss))
+        except ValueError:
+            known = False
+    if not known:
+        raise ValueError(
+            "Argument `distillation_loss` must be 'auto', a function, a "
+            "`keras.losses.Loss` or the name of one of Keras' losses, such as "
+            f"'kl_divergence'. Received: distillation_loss={loss!r}"
+        )
+
+
 def distillation_losses(losses):
     """One distillation loss per output, derived from the compiled losses.
 

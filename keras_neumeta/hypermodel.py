@@ -8,7 +8,11 @@ from keras import ops
 
 from keras_neumeta import samplers
 from keras_neumeta.backends import GradientStep
-from keras_neumeta.distillation import distillation_losses, per_output
+from keras_neumeta.distillation import (
+    check_distillation_loss,
+    distillation_losses,
+    per_output,
+)
 from keras_neumeta.fields import (
     AnchoredField,
     ImplicitField,
@@ -115,8 +119,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             field asks for.
         distillation_loss: `"auto"` (soft cross-entropy where the compiled
             loss is a cross-entropy, else the mean squared error), or a
-            function or `keras.losses.Loss` of the teacher's and the
-            student's output.
+            function, `keras.losses.Loss` or name of a loss of the teacher's
+            and the student's output.
         seed: Seed of the noise, the sampler and the field, where these are
             given by name.
 
@@ -159,6 +163,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         if min_depth is not None:
             check_depth(graph, min_depth)
         check_target(graph)
+        check_distillation_loss(distillation_loss)
         warn_of_ignored(model)
         weights = {
             "distillation": distillation,

@@ -586,6 +586,12 @@ def test_custom_distillation_loss(loss):
     assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["kl_divergenc", None, 1.0])
+def test_unknown_distillation_loss(loss):
+    with pytest.raises(ValueError, match=f"`distillation_loss`.*{loss}"):
+        hypermodel(distillation_loss=loss)
+
+
 def test_noise_spares_the_full_size():
     hyper = hypermodel(noise=1.0)
     full = hyper.graph.full_sizes

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -71,12 +73,13 @@ def run_python(code, *arguments, backend=None):
     assert done.returncode == 0, done.stderr
 
 
-def rewritten(file, path, config=None, leave_out="nothing"):
+def rewritten(file, path, config=None, leave_out="nothing", weights=None):
     """A copy of a saved model.
 
     Args:
         config: A function that changes the config in place.
         leave_out: Name of a file that the copy lacks.
+        weights: Path of other weights.
     """
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -85,6 +88,8 @@ def rewritten(file, path, config=None, leave_out="nothing"):
                 changed = json.loads(content)
                 config(changed["config"])
                 content = json.dumps(changed)
+            if weights is not None and name == weights.name:
+                content = weights.read_bytes()
             if name != leave_out:
                 new.writestr(name, content)
     return path
@@ -307,6 +312,36 @@ def test_hostile_lambda_runs_no_code(file, tmp_path):
     with contextlib.suppress(ValueError):  # Its weights are of another model.
         keras.models.load_model(broken, safe_mode=False)
     assert mark.exists()
+
+
+@pytest.mark.parametrize("way", ["array", "link", "storage"])
+def test_hostile_weights_read_no_other_file(trained, file, tmp_path, way):
+    """HDF5 may name another file, by a link or for the numbers."""
+    secret, weights = tmp_path / "secret.h5", tmp_path / "model.weights.h5"
+    with zipfile.ZipFile(file) as archive:
+        archive.extract(weights.name, tmp_path)
+    shutil.copy(weights, secret)
+    with h5py.File(weights, "r+") as content:
+        name = "field/vars/0"
+        value = content[name][()]
+        del content[name]
+        if way == "array":
+            content[name] = value
+        elif way == "link":
+            content[name] = h5py.ExternalLink(secret, name)
+        else:
+            content.create_dataset(
+                name,
+                value.shape,
+                value.dtype,
+                external=[(secret, 0, value.nbytes)],
+            )
+    path = rewritten(file, tmp_path / "rewritten.keras", weights=weights)
+    if way == "array":
+        assert_same_morphs(keras.models.load_model(path), trained)
+        return
+    with pytest.raises(ValueError, match="could not be loaded"):
+        keras.models.load_model(path)
 
 
 def test_failed_save_leaves_nothing(trained, tmp_path):
