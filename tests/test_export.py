@@ -311,8 +311,8 @@ BY_KERAS = {
 }
 
 
-# Of PyTorch's way to ONNX with batches of any size.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# PyTorch's ways to ONNX warn of what they trace, each of something else.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", BY_KERAS[BACKEND])
 def test_export_by_keras(small, tmp_path, format):
     for name in FORMATS[format][1]:
