@@ -266,8 +266,7 @@ class Bench:
             output = whole.get_layer(self.task.frozen).output
             self.body = keras.Model(whole.input, output)
             self.tail = keras.Model(output, whole.output)
-            x, y = self.test
-            self.test = self.body.predict(x, batch_size=500, verbose=0), y
+            self.test = self.through(*self.test)
         self.num_frozen = self.body.count_params() if self.body else 0
         self.steps = len(self.train[0]) // BATCH_SIZE
         budget = (
@@ -276,6 +275,16 @@ class Bench:
         )
         self.folder = options.work / f"{name}-{options.seed}-{budget}"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def through(self, x, y):
+        """What the layers that stay make of the images, if there are any."""
+        if self.body is not None:
+            x = self.body.predict(x, batch_size=500, verbose=0)
+        return x, y
+
+    def examples(self, number):
+        """The first ones of the training."""
+        return self.through(*(part[:number] for part in self.train))
 
     def batches(self):
         """Batches of the training, through the layers that stay."""
@@ -387,7 +396,7 @@ class Bench:
 
     def step_time(self, model):
         """Seconds of a step relative to one of the network, side by side."""
-        x, y = next(iter(self.batches().take(1)))
+        x, y = self.examples(BATCH_SIZE)
         base = compiled(keras.models.clone_model(self.base()))
         compiled(model)
         for network in (base, model):
@@ -475,11 +484,9 @@ class Bench:
         base, epochs = (
             self.before_cut() if method in TUNED else (self.full(), 0)
         )
-        x, y = (v[:1024] for v in self.train)
-        if self.body is not None:
-            x = self.body.predict(x, verbose=0)
         size = 1 if criterion == "hessian" else BATCH_SIZE
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+        data = tf.data.Dataset.from_tensor_slices(self.examples(1024))
+        data = data.batch(size)
         layers = self.task.layers
         importance = nm.channel_importance(base, criterion, data, LOSS, layers)
         rows = []
