@@ -8,6 +8,7 @@ import keras
 
 from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.hypermodel import ManifoldHyperModel
+from keras_neumeta.morphing import check_one_way
 from keras_neumeta.sweep import RATIOS, compile_like
 
 _WAYS = ("ratio", "sizes", "params", "macs")
@@ -154,11 +155,7 @@ def _check_size(name, size):
             f"Size {name!r} must have arguments of `morph`, among "
             f"{_ARGUMENTS}. Received: {unknown}"
         )
-    if all(size.get(way) is None for way in _WAYS):
-        raise ValueError(
-            f"Argument `ratios` must say a size for {name!r}, by one of "
-            f"{list(_WAYS)}. Received: {size!r}"
-        )
+    check_one_way(f"Size {name!r}", **{way: size.get(way) for way in _WAYS})
     ratio = size.get("ratio")
     if ratio is not None and not isinstance(ratio, dict):
         check_ratio(ratio, math.inf if size.get("extrapolate") else 1.0)

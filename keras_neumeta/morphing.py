@@ -5,8 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.calibration import measure
-from keras_neumeta.graph import assign, resize
-from keras_neumeta.graph.functional import function_of
+from keras_neumeta.graph import assign, call_once, resize
 from keras_neumeta.graph.sizes import sizes_from_names
 
 
@@ -22,6 +21,26 @@ def choose_sizes(
     return hyper.graph.at_depth(chosen, depth)
 
 
+def check_one_way(subject, ratio=None, sizes=None, params=None, macs=None):
+    """Checks that a size is said, and said once.
+
+    Args:
+        subject: What needs it, for the message.
+    """
+    ways = [
+        ratio is not None,
+        sizes is not None,
+        params is not None or macs is not None,
+    ]
+    if sum(ways) != 1:
+        raise ValueError(
+            f"{subject} needs one of `ratio` (the kept width), `sizes`, or a "
+            "budget (`params`, `macs`, or both). "
+            f"Received: ratio={ratio}, sizes={sizes}, "
+            f"params={params}, macs={macs}"
+        )
+
+
 def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate, depth):
     graph = hyper.graph
     if extrapolate and not hyper.field.extrapolates:
@@ -31,18 +50,7 @@ def _choose(hyper, ratio, sizes, params, macs, divisor, extrapolate, depth):
             "size."
         )
     limit = np.inf if extrapolate else 1.0
-    ways = [
-        ratio is not None,
-        sizes is not None,
-        params is not None or macs is not None,
-    ]
-    if sum(ways) != 1:
-        raise ValueError(
-            "`morph` needs one of `ratio` (the kept width), `sizes`, or a "
-            "budget (`params`, `macs`, or both). "
-            f"Received: ratio={ratio}, sizes={sizes}, "
-            f"params={params}, macs={macs}"
-        )
+    check_one_way("`morph`", ratio, sizes, params, macs)
     if ratio is not None:
         return graph.sizes(ratio, divisor, limit)
     if sizes is not None:
@@ -95,7 +103,7 @@ def morph(
     before = None
     if into is None:
         model = resize(hyper.graph, sizes, name=name)
-        _call_once(model)
+        call_once(model)
     else:
         _check_into(into, hyper.graph, sizes, name)
         model, before = into, into.get_weights()
@@ -108,18 +116,6 @@ def morph(
             model.set_weights(before)
         raise
     return model
-
-
-def _call_once(model):
-    """Symbolically: Keras exports no model that was never called."""
-    model(
-        keras.tree.map_structure(
-            lambda x: keras.KerasTensor(
-                x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name
-            ),
-            function_of(model).input,
-        )
-    )
 
 
 def _check_into(model, graph, sizes, name):

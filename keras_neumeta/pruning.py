@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.backends import gradients
-from keras_neumeta.graph import assign, resize, trace
+from keras_neumeta.graph import assign, call_once, resize, trace
 from keras_neumeta.smoothing.smooth import channel_rows
 
 CRITERIA = ("l1", "l2", "taylor", "hessian", "random")
@@ -205,6 +205,7 @@ def cut(model, keep, importance=None):
         kept[groups[name].index][channels] = True
     sizes = tuple(int(mask.sum()) for mask in kept)
     smaller = resize(graph, sizes)
+    call_once(smaller)
     values = []
     for variable, layout in zip(model.variables, graph.layouts, strict=True):
         value = ops.convert_to_numpy(variable)

@@ -323,6 +323,27 @@ def test_export_by_keras(small, tmp_path, format):
     assert_same(opened(path, format), small, inputs)
 
 
+MADE = [
+    lambda model: nm.cut(model, 0.5),
+    nm.smooth,
+    nm.sort_channels,
+    nm.fold_batch_norm,
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # As above.
+@pytest.mark.parametrize("make", MADE, ids=["cut", "smooth", "sort", "fold"])
+def test_export_by_keras_of_other_results(small, tmp_path, make):
+    model = make(small)
+    format = BY_KERAS[BACKEND][0]
+    for name in FORMATS[format][1]:
+        pytest.importorskip(name, reason=f"{format} needs {name}")
+    path = tmp_path / f"made{FORMATS[format][0]}"
+    model.export(str(path), format=format, verbose=False)
+    inputs = {model.inputs[0].name: images(1)}
+    assert_same(opened(path, format), model, inputs)
+
+
 def words(*layers_, **options):
     model = keras.Sequential(
         [keras.Input((5, 8), name="words"), *layers_, layers.Dense(2)]

@@ -9,6 +9,7 @@ from keras_neumeta.graph.layout import VariableLayout as VariableLayout
 from keras_neumeta.graph.moments import with_inputs as with_inputs
 from keras_neumeta.graph.part import Part as Part
 from keras_neumeta.graph.resize import assign as assign
+from keras_neumeta.graph.resize import call_once as call_once
 from keras_neumeta.graph.resize import finalize as finalize
 from keras_neumeta.graph.resize import resize as resize
 from keras_neumeta.graph.rules import (

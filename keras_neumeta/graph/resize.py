@@ -219,6 +219,18 @@ def _unbuilt(config):
     return config
 
 
+def call_once(model):
+    """Calls a model, symbolically, as some exports by Keras ask for."""
+    model(
+        keras.tree.map_structure(
+            lambda x: keras.KerasTensor(
+                x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name
+            ),
+            function_of(model).input,
+        )
+    )
+
+
 def assign(model, values):
     """Gives a model its values.
 

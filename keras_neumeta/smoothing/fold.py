@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_neumeta.graph import finalize
+from keras_neumeta.graph import call_once, finalize
 from keras_neumeta.graph.channel_graph import check_model, is_graph
 from keras_neumeta.graph.functional import function_of, normalized_layers
 
@@ -47,7 +47,9 @@ def fold_batch_norm(model):
     ```
     """
     check_model(model)
-    return _fold(model)
+    folded = _fold(model)
+    call_once(folded)
+    return folded
 
 
 def _fold(model):

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from scipy.spatial.distance import cdist
 
-from keras_neumeta.graph import assign, resize, trace
+from keras_neumeta.graph import assign, call_once, resize, trace
 from keras_neumeta.smoothing.path import path_length, shortest_path
 
 # From this many channels on, the search of a path shows its progress.
@@ -130,6 +130,7 @@ def sort_channels(model, layers=None):
 def _permuted(graph, values, permutations):
     """The network with its channels in a new order."""
     result = resize(graph, graph.full_sizes)
+    call_once(result)
     for index, layout in enumerate(graph.layouts):
         for number, axis in layout.axes.items():
             places = axis.permute(permutations)
