@@ -180,6 +180,7 @@ ABLATIONS = {
     "distillation 1": _changed(distillation=1.0),
     "stretch 1, noise 0.5": _field(stretch=1.0, noise=0.5),
     "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
+    "stretch 1, noise 2": _field(stretch=1.0, noise=2.0),
     "reconstruction 1": _changed(reconstruction=1.0),
     "reconstruction 10": _changed(reconstruction=10.0),
     "reconstruction 100": _changed(reconstruction=100.0),

@@ -3,7 +3,8 @@
     python benchmarks/every_width_report.py benchmarks/results/every_width*.json
 
 Writes a Markdown table and a figure (test accuracy against parameters, every
-method) beside each file. Several seeds are averaged.
+method; sizes that not all methods were tested at as open circles) beside each
+file. Several seeds are averaged.
 """
 
 import argparse
@@ -27,9 +28,12 @@ ORDER = (
     "hessian",
     "random",
 )
-
-
+SINGLE = ("individual", "distilled")
 CUT = ("l1", "l2", "taylor", "hessian", "random")
+# The figure is as high as these need; other methods may fall below.
+FRAMING = ("anchored", "implicit", "slimmable", *SINGLE)
+# One for each ten methods: there are ten colours.
+STYLES = ("-", "--", ":")
 
 
 def by_method(runs):
@@ -106,43 +110,44 @@ def table(runs):
 def plot(runs, path):
     figure = new_figure("This report", (7.2, 4.8))
     axes = figure.add_subplot()
-    lowest, highest = 100.0, 0.0
-    single = {
+    seen = []
+    trained = {
         row["ratio"]
         for run in runs
-        if run["method"] == "individual"
+        if run["method"] in SINGLE or run["method"] in CUT
         for row in run["rows"]
     }
-    for method, own in by_method(runs).items():
+    for number, (method, own) in enumerate(by_method(runs).items()):
         rows = sorted(own[0]["rows"], key=lambda row: row["parameters"])
-        sizes = [row["parameters"] for row in rows]
-        heights = [mean(own, row["ratio"])[0] for row in rows]
-        highest = max(highest, *heights)
-        cut = method.startswith(CUT)
-        if not cut:
-            learned = [
-                height
-                for row, height in zip(rows, heights)
-                if not single or row["ratio"] in single
-            ]
-            lowest = min(lowest, *learned)
+        points = [
+            (row["parameters"], mean(own, row["ratio"])[0], row["ratio"])
+            for row in rows
+        ]
+        inside = [point[:2] for point in points if point[2] in trained]
+        if method in FRAMING:
+            seen += [height for _, height in inside]
+        ours = method == "anchored"
+        style = {
+            "marker": "o",
+            "markersize": 5 if ours else 3,
+            "color": f"C{number % 10}",
+            "zorder": 3 if ours else 2,
+        }
         axes.plot(
-            sizes,
-            heights,
-            marker="o",
-            markersize=5 if method == "anchored" else 3,
-            linewidth=2.5 if method == "anchored" else 1,
-            # Ten colours, and then the same again.
-            linestyle=":" if cut else "-",
+            *zip(*inside),
+            linewidth=2.5 if ours else 1,
+            linestyle=STYLES[number // 10],
             label=method,
-            zorder=3 if method == "anchored" else 2,
+            **style,
         )
+        outside = [point[:2] for point in points if point[2] not in trained]
+        if outside:
+            axes.plot(*zip(*outside), linestyle="", fillstyle="none", **style)
     axes.set_xscale("log")
     axes.set_xlabel("parameters of the network")
     axes.set_ylabel("test accuracy, %")
-    # Cut networks and sizes never trained fall far below.
-    margin = 0.1 * (highest - lowest)
-    axes.set_ylim(lowest - margin, highest + margin)
+    margin = 0.1 * (max(seen) - min(seen))
+    axes.set_ylim(min(seen) - margin, max(seen) + margin)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
