@@ -230,6 +230,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             values[layout.role].append(ops.convert_to_numpy(variable))
 
         self.field = field
+        self.field.ratio_power = self.ratio_power
         self.sampler = sampler
         self.field.attach(self.graph, values["weight"])
         self.sampler.attach(self.graph)

@@ -10,6 +10,7 @@ from keras_neumeta import (
     Discrete,
     ManifoldHyperModel,
     Sandwich,
+    Switches,
     Uniform,
 )
 
@@ -108,3 +109,26 @@ def test_step_follows_finite_differences(make, ratios):
     # The control points that the sizes read do have a gradient.
     points = len(hyper.field.control_points)
     assert all(np.abs(g).max() > 1e-4 for g in gradients[:points])
+
+
+def test_a_level_learns_as_fast_whatever_small_sizes_count():
+    moves = []
+    for power in (0.0, 1.0, 2.0):
+        hyper = ManifoldHyperModel(
+            network(),
+            AnchoredField(levels=(0.5,)),
+            Switches((1.0, 0.5)),
+            ratio_power=power,
+            seed=0,
+        )
+        hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
+        points = [own for _, own in hyper.field.size_levels[0].values()]
+        before = [ops.convert_to_numpy(v) for v in points]
+        hyper.train_on_batch(*data())
+        moves.append(
+            [ops.convert_to_numpy(v) - b for v, b in zip(points, before)]
+        )
+    assert any(np.abs(move).max() > 1e-3 for move in moves[0])
+    for other in moves[1:]:
+        for move, same in zip(other, moves[0], strict=True):
+            np.testing.assert_allclose(move, same, rtol=1e-4, atol=1e-6)

@@ -57,7 +57,8 @@ class AnchoredField(WeightField):
         levels: Rising ratios in (0, 1) at which a network has control points
             of its own, as many as it has weights: a level at 0.25 stores
             1/16 more. Sizes between levels blend them; from the square root
-            of the last one on, the full network's are alone. Needs
+            of the last one on, the full network's are alone. They learn as
+            fast as the full network's, whatever `ratio_power`. Needs
             `stretch=0`.
 
     Example:
@@ -162,8 +163,11 @@ class AnchoredField(WeightField):
         shares = self.level_knots.weights(sizes)
         blended = list(points)
         for number, level in enumerate(self.size_levels):
+            # As fast as the shared ones, though the loss of small sizes
+            # counts less.
+            pace = self.levels[number] ** -self.ratio_power
             for index, (part, own) in level.items():
-                change = own - part.crop(points[index])
+                change = _faster(own, pace) - part.crop(points[index])
                 share = shares[index, number]
                 blended[index] = blended[index] + share * part.pad(change)
         return blended
@@ -207,6 +211,13 @@ class AnchoredField(WeightField):
             "size_knots": self.size_knots,
             "levels": self.levels,
         }
+
+
+def _faster(points, pace):
+    """The points, with a gradient that is some times as large."""
+    points = ops.convert_to_tensor(points)
+    fixed = ops.stop_gradient(points)
+    return fixed + pace * (points - fixed)
 
 
 def _rising(argument, ratios):

@@ -21,9 +21,12 @@ class WeightField(keras.layers.Layer):
             (neighbours are alike) or `"importance"` (the largest first).
         stretch: Exponent of the positions at which smaller sizes read the
             channels (1 for relative positions), for the statistics.
+        ratio_power: Power of the ratio by which the loss of a smaller size
+            counts. The hypermodel sets it.
     """
 
     stretch = 1.0
+    ratio_power = 0.0
     # Whether sizes above the full one can be generated: an extrapolation.
     extrapolates = False
     # How the channels are ordered first: "path" or "importance".
