@@ -306,17 +306,28 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.add_loss(loss)
         return outputs
 
-    def _run(self, sizes, weights, inputs, training, states=None, limit=None):
+    def _run(
+        self,
+        sizes,
+        weights,
+        inputs,
+        training,
+        states=None,
+        limit=None,
+        offsets=None,
+    ):
         """Runs a size of the target; keeps its statistics and states."""
         if states is None:
             states = [ops.convert_to_tensor(v) for v in self.states]
-        statistics = self.statistics.generate(sizes, weights)
+        statistics = self.statistics.generate(sizes, weights, offsets)
         network = self.networks.at(sizes, limit)
         outputs, new_statistics, new_states, losses = network(
             weights, statistics, states, inputs, training, sizes
         )
         if training:
-            self.statistics.update(sizes, weights, statistics, new_statistics)
+            self.statistics.update(
+                sizes, weights, statistics, new_statistics, offsets
+            )
             for variable, value in zip(self.states, new_states):
                 variable.assign(value)
         return outputs, losses
@@ -432,10 +443,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         # or a smaller one would learn from the outputs of another image.
         states = [ops.copy(v) for v in self.states]
         for ratio, sizes, limit in drawn:
-            weights = self.field.generate(sizes, self.draw_offsets(sizes))
+            offsets = self.draw_offsets(sizes)
+            weights = self.field.generate(sizes, offsets)
             if is_static(sizes) and sizes == self.graph.full_sizes:
                 full_weights = weights
-            outputs, losses = self._run(sizes, weights, x, True, states, limit)
+            outputs, losses = self._run(
+                sizes, weights, x, True, states, limit, offsets
+            )
             # A target may bring its whole loss by `add_loss`.
             loss = 0.0
             if getattr(self, "loss", None) is not None or not losses:

@@ -39,13 +39,8 @@ class SizeSampler(keras.layers.Layer):
         # Without a seed, the one that `keras.utils.set_random_seed` sets.
         start_seed = random.randrange(2**31) if seed is None else seed
         start = np.random.default_rng(start_seed).random(max(num_draws, 1))
-        self.state = self.add_weight(
-            shape=(max(num_draws, 1),),
-            initializer="zeros",
-            trainable=False,
-            name="state",
-        )
-        self.state.assign(start.astype("float32"))
+        self._start = start.astype("float32")
+        self.state = None
         # Square roots of primes: irrational and independent.
         primes = (5, 2, 3, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
         if num_draws > len(primes):
@@ -63,6 +58,18 @@ class SizeSampler(keras.layers.Layer):
     def attach(self, graph):
         """Tells the sampler the channel graph of the target."""
         self.num_groups = len(graph.groups)
+        self._create_state()
+
+    def _create_state(self):
+        # With the hypermodel, on its devices, wherever the sampler was made.
+        if self.state is None:
+            self.state = self.add_weight(
+                shape=self._start.shape,
+                initializer="zeros",
+                trainable=False,
+                name="state",
+            )
+            self.state.assign(self._start)
 
     @property
     def static_ratios(self):
@@ -76,6 +83,7 @@ class SizeSampler(keras.layers.Layer):
 
     def next(self):
         """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""
+        self._create_state()
         value = self.state + ops.convert_to_tensor(self.steps)
         value = value - ops.floor(value)
         self.state.assign(value)
@@ -344,7 +352,12 @@ class Independent(Sandwich):
             seed=seed,
             **kwargs,
         )
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = None
+
+    def attach(self, graph):
+        super().attach(graph)
+        if self.seed_generator is None:
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -112,17 +112,17 @@ class StatisticsField(keras.layers.Layer):
             self.knots.append(variable)
         self.built = True
 
-    def generate(self, sizes, weights):
+    def generate(self, sizes, weights, offsets=None):
         """Statistics of one size; see `WeightField.generate`.
 
         Args:
-            sizes: As there.
-            weights: What it returned for these sizes.
+            sizes, offsets: As there.
+            weights: What it returned for these.
 
         Returns:
             List of tensors in the order of the layouts.
         """
-        values = self._read(sizes)
+        values = self._read(sizes, offsets)
         spreads = {}
         for each, kernel, inputs in self._sums(values, weights):
             mean = each.predict_mean(kernel, inputs)
@@ -141,14 +141,13 @@ class StatisticsField(keras.layers.Layer):
             kernel = ops.convert_to_tensor(weights[each.kernel])
             yield each, ops.stop_gradient(kernel), value
 
-    def _read(self, sizes):
-        matrices = group_matrices(
-            self.graph,
-            sizes,
-            lambda number, group: reading(
-                number, group.num_channels, stretch=self.stretch
-            ),
-        )
+    def _read(self, sizes, offsets):
+        def read(number, group, noise=None):
+            return reading(
+                number, group.num_channels, noise, stretch=self.stretch
+            )
+
+        matrices = group_matrices(self.graph, sizes, read, offsets)
         hats = self.size_knots.weights(sizes)
         values = [None] * len(self.layouts)
         for number, bundle in enumerate(self.bundles):
@@ -162,21 +161,21 @@ class StatisticsField(keras.layers.Layer):
                 values[index] = part
         return values
 
-    def update(self, sizes, weights, before, after):
+    def update(self, sizes, weights, before, after, offsets=None):
         """Hands the change of the statistics at one size to the knots.
 
         Args:
-            sizes, weights: As in `generate`.
+            sizes, weights, offsets: As in `generate`.
             before, after: Lists of tensors: the statistics as generated,
                 and after a training step at that size.
         """
-        spread = group_matrices(
-            self.graph,
-            sizes,
-            lambda number, group: spreading_matrix(
-                number, group.num_channels, self.stretch
-            ),
-        )
+
+        def make(number, group, noise=None):
+            return spreading_matrix(
+                number, group.num_channels, noise, self.stretch
+            )
+
+        spread = group_matrices(self.graph, sizes, make, offsets)
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
         hats = self.size_knots.weights(sizes)

@@ -281,6 +281,9 @@ def test_a_limit_that_was_not_named():
 
 def test_samplers_hold_no_trainable_state():
     sampler = Uniform()
+    # Nor any variable before a hypermodel has them, on devices of its own.
+    assert sampler.variables == Independent().variables == []
+    sampler.next()
     assert sampler.trainable_variables == []
     assert len(sampler.non_trainable_variables) == 1
     assert keras.backend.standardize_dtype(sampler.state.dtype) == "float32"

@@ -22,7 +22,11 @@ import keras_neumeta as nm
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-def make(seed=0, norms=None):
+# Made before the devices are set up: only a hypermodel has variables.
+SAMPLER = nm.Sandwich(num_fixed=2, bands=1, seed=0)
+
+
+def make(seed=0, norms=None, sampler=SAMPLER):
     """A hypermodel with every term of the loss, and statistics."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
@@ -37,7 +41,7 @@ def make(seed=0, norms=None):
     )
     hyper = nm.ManifoldHyperModel(
         model,
-        sampler=nm.Sandwich(num_fixed=2, bands=1, seed=seed),
+        sampler=sampler,
         distillation_loss=keras.losses.mean_absolute_error,
         reconstruction=1.0,
         weight_norm=1e-3,
@@ -139,7 +143,9 @@ def run_unequal(example, folder):
 
     def make_unequal():
         norms = [layers.BatchNormalization()]
-        made.append(make(distributed.get_rank(), norms))
+        seed = distributed.get_rank()
+        sampler = nm.Sandwich(num_fixed=2, bands=1, seed=seed)
+        made.append(make(seed, norms, sampler))
         return made[0]
 
     example.make = make_unequal

@@ -99,10 +99,11 @@ def _cubic(xp, distance):
 KERNELS = {"linear": _linear, "cubic": _cubic}
 
 
-def spreading_matrix(size, full, stretch=1.0):
+def spreading_matrix(size, full, offsets=None, stretch=1.0):
     """Matrix that spreads values of `size` channels over `full` points.
 
-    The counterpart of `interpolation_matrix`, linear and without noise.
+    The counterpart of `interpolation_matrix`, linear: without noise every
+    point between the channels gets a value, with noise those that are read.
 
     Returns:
         `None` for the identity, else a float32 tensor `(size, full)` for an
@@ -110,6 +111,11 @@ def spreading_matrix(size, full, stretch=1.0):
         tensor; and a float32 tensor `(full,)`, 1 where a point is reached.
     """
     static = isinstance(size, int)
+    if offsets is not None:
+        matrix = interpolation_matrix(size, full, offsets, stretch=stretch)
+        read = ops.sum(matrix, axis=1)
+        matrix = ops.transpose(matrix) / ops.maximum(read, 1.0)
+        return matrix, ops.cast(read > 0.0, "float32")
     if static and size == full:
         return None, None
     xp = np if static else ops
@@ -210,13 +216,14 @@ def _runs(pieces, matrices):
     return runs
 
 
-def group_matrices(graph, sizes, make):
+def group_matrices(graph, sizes, make, offsets=None):
     """A matrix per group, one and the same for groups of equal sizes.
 
     Args:
         graph: `ChannelGraph`.
-        sizes: As for `WeightField.generate`.
-        make: Function `(number, group) -> matrix`.
+        sizes, offsets: As for `WeightField.generate`.
+        make: Function `(number, group) -> matrix`, with the group's noise as
+            a third argument where there is noise.
 
     Returns:
         Dict from group index to what was made, arrays as tensors.
@@ -224,12 +231,14 @@ def group_matrices(graph, sizes, make):
     made: dict = {}
     result = {}
     for group, number in zip(graph.groups, group_sizes(graph, sizes)):
-        key = group.index
-        if isinstance(number, int):
+        key, noise = group.index, ()
+        if offsets is not None and group.morphable:
+            noise = (offsets[group.index],)
+        elif isinstance(number, int):
             key = number, group.num_channels
         if key not in made:
             made[key] = keras.tree.map_structure(
-                _to_tensor, make(number, group)
+                _to_tensor, make(number, group, *noise)
             )
         result[group.index] = made[key]
     return result
@@ -292,8 +301,8 @@ def interpolate_weights(
         List of tensors, as from `WeightField.generate`.
     """
 
-    def read(number, group):
-        return reading(number, group.num_channels, None, kernel, stretch)
+    def read(number, group, noise=None):
+        return reading(number, group.num_channels, noise, kernel, stretch)
 
     def factor(number, group):
         full = group.num_channels
@@ -301,17 +310,7 @@ def interpolate_weights(
             return float((full / number) ** (scale if number <= full else 1.0))
         return ops.power(full / ops.cast(number, "float32"), scale)
 
-    matrices = group_matrices(graph, sizes, read)
-    if offsets is not None:
-        numbers = group_sizes(graph, sizes)
-        for group in graph.morphable_groups:
-            matrices[group.index] = interpolation_matrix(
-                numbers[group.index],
-                group.num_channels,
-                offsets[group.index],
-                kernel,
-                stretch,
-            )
+    matrices = group_matrices(graph, sizes, read, offsets)
     factors = group_matrices(graph, sizes, factor)
     products: dict = {}
     scaled = {}

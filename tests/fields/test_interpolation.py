@@ -133,14 +133,14 @@ def naive_spreading(size, full, stretch):
 
 @STRETCHES
 def test_spreading(stretch):
-    assert spreading_matrix(6, 6, stretch) == (None, None)
+    assert spreading_matrix(6, 6, stretch=stretch) == (None, None)
     for size in range(1, 6):
-        static, reached = spreading_matrix(size, 6, stretch)
+        static, reached = spreading_matrix(size, 6, stretch=stretch)
         expected = naive_spreading(size, 6, stretch)
         static = ops.convert_to_numpy(static)
         np.testing.assert_allclose(static, expected, atol=1e-5)
         tensor = ops.convert_to_tensor(size, "int32")
-        dynamic, dynamic_reached = spreading_matrix(tensor, 6, stretch)
+        dynamic, dynamic_reached = spreading_matrix(tensor, 6, stretch=stretch)
         dynamic = ops.convert_to_numpy(dynamic)
         np.testing.assert_allclose(dynamic[:size], expected, atol=1e-5)
         np.testing.assert_array_equal(
@@ -152,6 +152,23 @@ def test_spreading(stretch):
         assert number_reached == {0.0: size, 1.0: 6}.get(
             stretch, number_reached
         )
+
+
+@pytest.mark.parametrize("size", [3, 6])
+def test_spreading_with_noise_finds_what_was_read(size):
+    """Many sizes' changes, read at random positions, bring a curve home."""
+    random = np.random.default_rng(0)
+    truth, found = random.normal(size=6), np.zeros(6)
+    for _ in range(300):
+        noise = ops.convert_to_tensor(random.uniform(-1, 1, 6).astype("f4"))
+        read = ops.convert_to_numpy(interpolation_matrix(size, 6, noise))
+        spread, reached = spreading_matrix(size, 6, noise)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(reached), read.sum(axis=1) > 0
+        )
+        spread = ops.convert_to_numpy(spread)
+        found += (truth - found) @ read @ spread
+    np.testing.assert_allclose(found, truth, atol=1e-2)
 
 
 def naive_transform(value, axis, matrices, result_axis):
