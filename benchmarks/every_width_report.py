@@ -2,9 +2,9 @@
 
     python benchmarks/every_width_report.py benchmarks/results/every_width*.json
 
-Writes a Markdown table and a figure (test accuracy against parameters, every
-method; sizes that not all methods were tested at as open circles) beside each
-file. Several seeds are averaged.
+Writes a Markdown table and a figure (test accuracy against parameters, without
+the methods that fall far below the others; sizes that not all methods were
+tested at as open circles) beside each file. Several seeds are averaged.
 """
 
 import argparse
@@ -29,7 +29,6 @@ ORDER = (
     "random",
 )
 SINGLE = ("individual", "distilled")
-CUT = ("l1", "l2", "taylor", "hessian", "random")
 # The figure is as high as these need; other methods may fall below.
 FRAMING = ("anchored", "implicit", "slimmable", *SINGLE)
 # One for each ten methods: there are ten colours.
@@ -66,6 +65,12 @@ def budget(run):
         f"Base {run['base_epochs']} epochs, each method {run['epochs']} more; "
         "a network by itself gets the sum, from scratch."
     )
+
+
+def common_ratios(runs):
+    """The ratios that all methods were tested at."""
+    tested = [{row["ratio"] for row in run["rows"]} for run in runs]
+    return set.intersection(*tested)
 
 
 def optional(value, form):
@@ -108,48 +113,53 @@ def table(runs):
 
 
 def plot(runs, path):
-    figure = new_figure("This report", (7.2, 4.8))
-    axes = figure.add_subplot()
-    seen = []
-    trained = {
-        row["ratio"]
-        for run in runs
-        if run["method"] in SINGLE or run["method"] in CUT
-        for row in run["rows"]
-    }
-    for number, (method, own) in enumerate(by_method(runs).items()):
-        rows = sorted(own[0]["rows"], key=lambda row: row["parameters"])
-        points = [
+    methods = by_method(runs)
+    common = common_ratios(runs)
+    lines = {}
+    for number, (method, own) in enumerate(methods.items()):
+        points = sorted(
             (row["parameters"], mean(own, row["ratio"])[0], row["ratio"])
-            for row in rows
-        ]
-        inside = [point[:2] for point in points if point[2] in trained]
-        if method in FRAMING:
-            seen += [height for _, height in inside]
+            for row in own[0]["rows"]
+        )
+        lines[method] = (
+            [point[:2] for point in points if point[2] in common],
+            [point[:2] for point in points if point[2] not in common],
+            f"C{number % 10}",
+            STYLES[number // 10 % len(STYLES)],
+        )
+    framing = [method for method in lines if method in FRAMING] or list(lines)
+    seen = [height for m in framing for _, height in lines[m][0]]
+    margin = 0.1 * (max(seen) - min(seen)) or 1.0
+    least = min(seen) - margin
+    figure = new_figure("This report", (8.4, 4.8))
+    axes = figure.add_subplot()
+    for method, (inside, outside, color, linestyle) in lines.items():
+        # All of it but the full size below the frame.
+        if max(height for _, height in inside[:-1] or inside) < least:
+            continue
         ours = method == "anchored"
         style = {
             "marker": "o",
             "markersize": 5 if ours else 3,
-            "color": f"C{number % 10}",
+            "color": color,
             "zorder": 3 if ours else 2,
         }
         axes.plot(
             *zip(*inside),
             linewidth=2.5 if ours else 1,
-            linestyle=STYLES[number // 10],
+            linestyle=linestyle,
             label=method,
             **style,
         )
-        outside = [point[:2] for point in points if point[2] not in trained]
+        outside = [point for point in outside if point[1] >= least]
         if outside:
             axes.plot(*zip(*outside), linestyle="", fillstyle="none", **style)
     axes.set_xscale("log")
     axes.set_xlabel("parameters of the network")
     axes.set_ylabel("test accuracy, %")
-    margin = 0.1 * (max(seen) - min(seen))
-    axes.set_ylim(min(seen) - margin, max(seen) + margin)
+    axes.set_ylim(least, max(seen) + margin)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 
