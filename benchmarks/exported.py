@@ -1,12 +1,12 @@
 """Speed and size of exported networks: a quarter of the width against all.
 
 For ONNX (onnxruntime) and LiteRT, with float weights and with weights
-quantized to int8 (by onnxruntime in the exported file, by LiteRT while it
-exports): bytes of the files, milliseconds of one image on one thread of the
-CPU (its processor time), and both as ratios of the full size to the quarter
-size. Runs of both alternate, so that a machine whose speed drifts slows both
-alike; the ratio of the times is the median over blocks. The networks are not
-trained, which neither speed nor size depends on.
+quantized to 8 bits (by onnxruntime in the exported file, unsigned or signed, by
+LiteRT while it exports): bytes of the files, milliseconds of one image on one
+thread of the CPU (its processor time), and both as ratios of the full size to
+the quarter size. Runs of both alternate, so that a machine whose speed drifts
+slows both alike; the ratio of the times is the median over blocks. The networks
+are not trained, which neither speed nor size depends on.
 
     KERAS_BACKEND=tensorflow python benchmarks/exported.py
 """
@@ -30,16 +30,16 @@ from keras_neumeta.provenance import provenance
 RATIO = 0.25
 
 
-def onnx_file(model, path, int8):
-    """Exports and, on request, quantizes; gives the path."""
+def onnx_file(model, path, weights):
+    """Exports, with weights of that kind; gives the path."""
     nm.export(model, path)
-    if not int8:
+    if weights == "float32":
         return path
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantized = path.with_name(f"int8_{path.name}")
-    # Convolutions with signed weights run several times slower.
-    quantize_dynamic(path, quantized, weight_type=QuantType.QUInt8)
+    quantized = path.with_name(f"{weights}_{path.name}")
+    kind = QuantType.QInt8 if weights == "int8" else QuantType.QUInt8
+    quantize_dynamic(path, quantized, weight_type=kind)
     return quantized
 
 
@@ -54,10 +54,10 @@ def onnx_run(path, x):
     return lambda: session.run(None, inputs)
 
 
-def litert_file(model, path, int8):
+def litert_file(model, path, weights):
     """As `onnx_file`."""
     options = {}
-    if int8:
+    if weights == "int8":
         import tensorflow as tf
 
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
@@ -78,8 +78,13 @@ def litert_run(path, x):
 
 
 RUNTIMES = {
-    "onnxruntime": (".onnx", onnx_file, onnx_run),
-    "LiteRT": (".tflite", litert_file, litert_run),
+    "onnxruntime": (
+        ".onnx",
+        onnx_file,
+        onnx_run,
+        ("float32", "uint8", "int8"),
+    ),
+    "LiteRT": (".tflite", litert_file, litert_run, ("float32", "int8")),
 }
 NETWORKS = {
     "LeNet": (nm.models.lenet, (28, 28, 1)),
@@ -87,11 +92,11 @@ NETWORKS = {
 }
 
 
-def measured(models, x, runtime, int8, folder, blocks, repeats):
+def measured(models, x, runtime, weights, folder, blocks, repeats):
     """One row: the full size and the quarter size in one runtime."""
-    ending, write, run = RUNTIMES[runtime]
+    ending, write, run, _ = RUNTIMES[runtime]
     paths = [
-        write(model, folder / f"{number}{ending}", int8)
+        write(model, folder / f"{number}{ending}", weights)
         for number, model in enumerate(models)
     ]
     runs = [run(path, x) for path in paths]
@@ -103,7 +108,7 @@ def measured(models, x, runtime, int8, folder, blocks, repeats):
     sizes = [path.stat().st_size for path in paths]
     return {
         "runtime": runtime,
-        "weights": "int8" if int8 else "float32",
+        "weights": weights,
         "full_bytes": sizes[0],
         "quarter_bytes": sizes[1],
         "times_smaller": sizes[0] / sizes[1],
@@ -132,13 +137,13 @@ def main():
         models = hyper.morph([1.0, RATIO])
         x = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
         for runtime in RUNTIMES:
-            for int8 in (False, True):
+            for weights in RUNTIMES[runtime][-1]:
                 with tempfile.TemporaryDirectory() as folder:
                     row = measured(
                         models,
                         x,
                         runtime,
-                        int8,
+                        weights,
                         pathlib.Path(folder),
                         options.blocks,
                         options.runs,

@@ -260,7 +260,7 @@ Each device computes its part of every batch, and all draw the same sizes in
 each step.
 
 - TensorFlow: make and compile the hypermodel within the scope of a
-  `tf.distribute` strategy.
+  `tf.distribute` strategy. Field and sampler may be made anywhere.
 - JAX: within that of `keras.distribution.DataParallel`. Several processes need
   the same seeds, or JAX stops with an error.
 - PyTorch: one process per device, joined by `torch.distributed`. Each needs a

@@ -18,6 +18,15 @@ OpenVINO refuses loops, and LiteRT needs TensorFlow's operations for them. The
 formats need `pip install "keras_neumeta[export]"`; a runtime that is missing is
 left out below.
 
+`small.export(path, format=...)` writes what the running backend can, for
+anything else it ends in an error, not always a clear one:
+
+| backend | `small.export` writes |
+|---|---|
+| TensorFlow | SavedModel, ONNX, OpenVINO, LiteRT |
+| JAX | SavedModel |
+| PyTorch | ONNX (needs `onnxscript`), `.pt2` |
+
 ## Set-up
 """
 

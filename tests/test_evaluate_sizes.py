@@ -256,8 +256,9 @@ def test_says_what_is_wrong():
             nm.EvaluateSizes(*data(), ratios=ratios)
     with pytest.raises(TypeError, match=r"'divisor'.*Received: \['divsor'\]"):
         nm.EvaluateSizes(*data(), divsor=8)
-    with pytest.raises(ValueError, match="Size 'small' needs one of"):
-        nm.EvaluateSizes(*data(), ratios={"small": {}}, divisor=8)
+    for size in ({}, {"ratio": 0.5, "params": 100}):
+        with pytest.raises(ValueError, match="Size 'small' needs one of"):
+            nm.EvaluateSizes(*data(), ratios={"small": size}, divisor=8)
     for ratios in ([1.5], {"large": {"ratio": 1.5}}):
         with pytest.raises(ValueError, match=r"`ratio` .* in \(0, 1\]: "):
             nm.EvaluateSizes(*data(), ratios=ratios)
