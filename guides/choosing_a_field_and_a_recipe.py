@@ -219,6 +219,7 @@ for title, field in fields.items():
 | a few known widths, nothing else | `sampler=nm.Switches((1.0, 0.5, 0.25))` |
 | a width per group in `morph` | `sampler="independent"` |
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
+| sizes below those trained | `AnchoredField(stretch=1)`, `noise=2` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
 | the full size to suffer less | a higher `ratio_power` |
 | a pretrained network to stay close | a high `reconstruction` |

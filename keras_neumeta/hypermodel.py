@@ -106,7 +106,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             weights.
         noise: Coordinate noise while training: uniform within this many
             channels (1 as published, 0 for none). The full size gets none.
-            For fields whose neighbouring channels are alike:
+            Helps sizes below those trained, costs a little at the others. For
+            fields whose neighbouring channels are alike:
             `AnchoredField(stretch=1)`, `ImplicitField`.
         min_depth: Whether networks of fewer residual blocks are learned too,
             and of how many at least: `morph(ratio, depth=2)` has two of the
