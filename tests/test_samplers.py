@@ -124,6 +124,7 @@ def test_state_goes_on_after_loading():
     sampler = Sandwich(seed=0)
     draw(sampler, 3)
     again = Sandwich.from_config(sampler.get_config())
+    draw(again, 1)
     again.set_weights(sampler.get_weights())
     np.testing.assert_array_equal(draw(sampler, 3), draw(again, 3))
     fresh = Sandwich.from_config(sampler.get_config())
