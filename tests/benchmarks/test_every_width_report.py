@@ -1,0 +1,60 @@
+"""The report of `benchmarks/every_width.py`, for any set of methods."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+SIZES = {1.0: 100, 0.6: 50, 0.25: 10}
+
+
+def run(method, accuracy, ratios):
+    return {
+        "method": method,
+        "seed": 0,
+        "rows": [
+            {
+                "ratio": ratio,
+                "accuracy": accuracy * ratio**0.1,
+                "parameters": SIZES[ratio],
+                "macs": 10 * SIZES[ratio],
+            }
+            for ratio in ratios
+        ],
+        "stored": 110,
+        "base_epochs": 0,
+        "epochs": 1,
+        "examples": 60,
+        "machine": "a machine",
+        "backend": "a backend",
+    }
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ["anchored"],
+        ["anchored", "individual", "l1"],
+        ["l1 tuned", "no level"],
+        [f"method {number}" for number in range(40)],
+    ],
+    ids=len,
+)
+def test_report_of_any_methods(methods, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = importlib.import_module("every_width_report")
+    runs = [
+        run(m, 90, (1.0, 0.25) if m in ("individual", "l1") else SIZES)
+        for m in methods
+    ]
+    path = tmp_path / "every_width_task.json"
+    path.write_text(json.dumps({"task": "task", "runs": runs}))
+    monkeypatch.setattr(sys, "argv", ["report", str(path)])
+    report.main()
+    table = path.with_suffix(".md").read_text()
+    assert all(f"| {method} | 90.00 |" in table for method in methods)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
