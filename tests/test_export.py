@@ -314,16 +314,20 @@ BY_KERAS = {
 }
 
 
+def assert_exports_by_keras(model, format, folder):
+    for name in FORMATS[format][1]:
+        pytest.importorskip(name, reason=f"{format} needs {name}")
+    path = folder / f"small{FORMATS[format][0]}"
+    model.export(str(path), format=format, verbose=False)
+    inputs = {model.inputs[0].name: images(1)}
+    assert_same(opened(path, format), model, inputs)
+
+
 # PyTorch's ways to ONNX warn of what they trace, each of something else.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", BY_KERAS[BACKEND])
 def test_export_by_keras(small, tmp_path, format):
-    for name in FORMATS[format][1]:
-        pytest.importorskip(name, reason=f"{format} needs {name}")
-    path = tmp_path / f"small{FORMATS[format][0]}"
-    small.export(str(path), format=format, verbose=False)
-    inputs = {small.inputs[0].name: images(1)}
-    assert_same(opened(path, format), small, inputs)
+    assert_exports_by_keras(small, format, tmp_path)
 
 
 MADE = [
@@ -337,14 +341,7 @@ MADE = [
 @pytest.mark.filterwarnings("ignore")  # As above.
 @pytest.mark.parametrize("make", MADE, ids=["cut", "smooth", "sort", "fold"])
 def test_export_by_keras_of_other_results(small, tmp_path, make):
-    model = make(small)
-    format = BY_KERAS[BACKEND][0]
-    for name in FORMATS[format][1]:
-        pytest.importorskip(name, reason=f"{format} needs {name}")
-    path = tmp_path / f"made{FORMATS[format][0]}"
-    model.export(str(path), format=format, verbose=False)
-    inputs = {model.inputs[0].name: images(1)}
-    assert_same(opened(path, format), model, inputs)
+    assert_exports_by_keras(make(small), BY_KERAS[BACKEND][0], tmp_path)
 
 
 def words(*layers_, **options):
