@@ -397,10 +397,9 @@ def manifold_of(
         title: What is trained, to be printed.
         more: Further arguments of `ManifoldHyperModel`.
     """
-    if options.quick:
-        # Fewer networks, for compiling them takes longest here.
-        more["sampler"] = sampler_of(options, num_fixed=2, bands=1)
-    more.setdefault("sampler", sampler_of(options))
+    # Fewer networks in quick mode, for compiling them takes longest there.
+    few = {"num_fixed": 2, "bands": 1} if options.quick else {}
+    more.setdefault("sampler", sampler_of(options, **few))
     hyper = nm.ManifoldHyperModel(model, seed=options.seed, **more)
     train(hyper, title, data, options.epochs, options, compiled, sgd)
     return hyper
