@@ -60,7 +60,7 @@ print(f"\nbackend {first['backend']}, {first['date']}, {first['versions']}")
 - `l1`, `l2`, `taylor`, `hessian`, `random`: the full-size network with its
   least important channels removed, and no training after that. `l1 tuned`: half
   of the steps before the cut and half after it, once per size.
-- `no level`: `anchored` without weights of their own for the smallest sizes.
+- `no level`: `anchored` without corrections for the smallest sizes.
 
 The script is `benchmarks/every_width.py`; the whole table with parameters and
 MACs is [here](../benchmarks/results/every_width_mnist-lenet.md).

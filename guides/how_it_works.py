@@ -176,9 +176,10 @@ for axes, stretch in zip(columns, (0, 1)):
 shape as the weight, started at the model's own values. So the full size is the
 model, exactly, and the field stores exactly as many numbers as the network.
 Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. A
-hypermodel that is given no field adds a level, `levels=(0.25,)`: control points
-of a quarter-size network's own, which sizes below a half blend in. What the
-smallest sizes need then takes less from the large ones.
+hypermodel that is given no field adds a level, `levels=(0.25,)`: corrections
+to these points, as many as a quarter-size network has weights, which count in
+full at a quarter and not at all from a half on. What the smallest sizes need
+then takes less from the large ones.
 
 `ImplicitField` asks a small neural network for each value, as published. Below
 is what the two kinds of `AnchoredField` give for `conv2` *before* any training
@@ -371,11 +372,11 @@ for title, morph in {
 
 """
 `norm1` follows the first convolution, whose input is the image at every size:
-its curves are flat down to a width of 0.5, where the weights begin to blend
-with those of the level at a quarter. `norm2` sees fewer inputs, with larger
-weights, in smaller networks. Lines and dots agree but at 0.375, a size that is
-drawn now and then, between two that every step trains: there all four lines of
-`norm2` lie a tenth or more below their dots.
+its curves are flat down to a width of 0.5, where the corrections of the level
+at a quarter begin. `norm2` sees fewer inputs, with larger weights, in smaller
+networks. Lines and dots agree but at 0.375, a size that is drawn now and then,
+between two that every step trains: there all four lines of `norm2` lie a tenth
+or more below their dots.
 
 The accuracies are those of four widths that every step trains and measures, and
 hardly differ; for a width like 0.375 they may. Where they do for your network,

@@ -83,9 +83,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         model: The target: a built Sequential or functional `keras.Model`,
             trained or not.
         field: A `WeightField`, or `"anchored"`, `"implicit"`, `"slimmable"`,
-            `"integral"`. Anchored: `AnchoredField(levels=(0.25,))`, with a
-            quarter-size network's own weights beside the target's, or without
-            levels where the sampler draws no such size.
+            `"integral"`. Anchored: `AnchoredField(levels=(0.25,))`, with
+            corrections of a quarter-size network's own, or without levels where
+            the sampler draws no such size.
         sampler: A `SizeSampler`, `"sandwich"`, `"uniform"`, or
             `"independent"` to train for a ratio per channel group.
         layers: The layers whose channels may change: names, patterns such as

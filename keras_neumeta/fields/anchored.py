@@ -19,8 +19,8 @@ from keras_neumeta.serialization import register_serializable
 def default_levels(min_ratio):
     """The `levels` of a field that is trained down to a ratio.
 
-    The smallest sizes get weights of their own, if they are trained: what they
-    need takes much from the largest ones.
+    The smallest sizes get corrections of their own, if they are trained: what
+    they need takes much from the largest ones.
     """
     return (0.25,) if min_ratio <= 0.25 else ()
 
@@ -54,12 +54,11 @@ class AnchoredField(WeightField):
             values of their own, linear in between. Default: none. Where
             blocks can be left out, they have such values at a few numbers of
             blocks.
-        levels: Rising ratios in (0, 1) at which a network has control points
-            of its own, as many as it has weights: a level at 0.25 stores
-            1/16 more. Sizes between levels blend them; from the square root
-            of the last one on, the full network's are alone. They learn as
-            fast as the full network's, whatever `ratio_power`. Needs
-            `stretch=0`.
+        levels: Rising ratios in (0, 1) at which a network has corrections to
+            the control points, as many as it has weights: a level at 0.25
+            stores 1/16 more. They are linear in between, and zero from the
+            square root of the last level on. They learn as fast as the
+            control points, whatever `ratio_power`. Needs `stretch=0`.
 
     Example:
 
@@ -136,14 +135,14 @@ class AnchoredField(WeightField):
             self.size_curves.attach(graph, self.layouts)
 
     def _attach_level(self, ratio):
-        """Dict from layout index to the part of a level and its points."""
+        """Dict from layout index to the part of a level and its corrections."""
         sizes = self.graph.sizes(ratio)
         level = {}
         for index, layout in enumerate(self.layouts):
             part = Part(layout, sizes)
             if not part.kept or not layout.trainable:
                 continue
-            points = self.add_weight(
+            corrections = self.add_weight(
                 shape=layout.shape_at(sizes),
                 initializer="zeros",
                 # PyTorch allows no dot in the name of a parameter.
@@ -151,8 +150,7 @@ class AnchoredField(WeightField):
                     ".", "_"
                 ),
             )
-            points.assign(part.crop(self.control_points[index]))
-            level[index] = part, points
+            level[index] = part, corrections
         return level
 
     def _points(self, sizes):
@@ -161,16 +159,14 @@ class AnchoredField(WeightField):
         if not self.levels:
             return points
         shares = self.level_knots.weights(sizes)
-        blended = list(points)
         for number, level in enumerate(self.size_levels):
             # As fast as the shared ones, though the loss of small sizes
             # counts less.
             pace = self.levels[number] ** -self.ratio_power
-            for index, (part, own) in level.items():
-                change = _faster(own, pace) - part.crop(points[index])
-                share = shares[index, number]
-                blended[index] = blended[index] + share * part.pad(change)
-        return blended
+            for index, (part, corrections) in level.items():
+                own = part.pad(_faster(corrections, pace))
+                points[index] = points[index] + shares[index, number] * own
+        return points
 
     def generate(self, sizes, offsets=None):
         full = self.graph.full_sizes

@@ -219,8 +219,8 @@ def test_untrained_levels_change_nothing(graph):
             np.testing.assert_allclose(*arrays([a, b]), atol=1e-6)
 
 
-def test_a_level_has_weights_of_its_own(graph):
-    """At its ratio nothing of the full network is left; above, a blend."""
+def test_a_level_adds_corrections_of_its_own(graph):
+    """At its ratio they count in full, halfway to the full size not at all."""
     field = attach(graph, nm.AnchoredField(levels=(0.25, 0.5), scale=0.0))
     fill_curves(field)
     whole = weights(graph)
@@ -239,7 +239,9 @@ def test_a_level_has_weights_of_its_own(graph):
             expected = crop(field.layouts[index], whole[index], sizes)
             for share, level in zip(shares, own, strict=True):
                 if share and index in level:
-                    expected = ops.convert_to_numpy(level[index][1])
+                    added = ops.convert_to_numpy(level[index][1])
+                    assert added.any()
+                    expected = expected + added
             np.testing.assert_allclose(value, expected, atol=1e-5)
     with pytest.raises(ValueError, match="needs `stretch=0`"):
         nm.AnchoredField(levels=(0.5,), stretch=1.0)
