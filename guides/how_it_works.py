@@ -178,8 +178,8 @@ model, exactly, and the field stores exactly as many numbers as the network.
 Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. A
 hypermodel that is given no field adds a level, `levels=(0.25,)`: corrections
 to these points, as many as a quarter-size network has weights, which count in
-full at a quarter and not at all from a half on. What the smallest sizes need
-then takes less from the large ones.
+full at a quarter and not at all from a half on. What the smallest sizes need is
+learned there and takes nothing from the large ones, which they follow.
 
 `ImplicitField` asks a small neural network for each value, as published. Below
 is what the two kinds of `AnchoredField` give for `conv2` *before* any training

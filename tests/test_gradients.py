@@ -17,12 +17,12 @@ from keras_neumeta import (
 LEARNING_RATE = 0.5
 
 
-def network():
+def network(units=3):
     model = keras.Sequential(
         [
             keras.Input((3,)),
             layers.Dense(4, activation="tanh"),
-            layers.Dense(3, activation="tanh"),
+            layers.Dense(units, activation="tanh"),
             layers.Dense(1),
         ]
     )
@@ -129,3 +129,28 @@ def test_a_level_learns_as_fast_whatever_small_sizes_count():
     for other in moves[1:]:
         for move, same in zip(other, moves[0], strict=True):
             np.testing.assert_allclose(move, same, rtol=1e-4, atol=1e-6)
+
+
+def test_a_level_leaves_the_shared_control_points_to_larger_sizes():
+    moves = []
+    for ratios in ((1.0, 0.75), (1.0, 0.75, 0.5)):
+        hyper = ManifoldHyperModel(
+            network(units=4),  # Whose kept widths are the ratios exactly.
+            AnchoredField(levels=(0.5,)),
+            Switches(ratios),
+            distillation=0.0,
+            seed=0,
+        )
+        hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
+        shared = [
+            hyper.field.control_points[index]
+            for index in hyper.field.size_levels[0]
+        ]
+        before = [ops.convert_to_numpy(v) for v in shared]
+        hyper.train_on_batch(*data())
+        moves.append(
+            [ops.convert_to_numpy(v) - b for v, b in zip(shared, before)]
+        )
+    assert any(np.abs(move).max() > 1e-3 for move in moves[0])
+    for alone, both in zip(*moves, strict=True):
+        np.testing.assert_allclose(both, alone, rtol=1e-4, atol=1e-6)

@@ -57,8 +57,9 @@ class AnchoredField(WeightField):
         levels: Rising ratios in (0, 1) at which a network has corrections to
             the control points, as many as it has weights: a level at 0.25
             stores 1/16 more. They are linear in between, and zero from the
-            square root of the last level on. They learn as fast as the
-            control points, whatever `ratio_power`. Needs `stretch=0`.
+            square root of the last level on. What is learned at a level moves
+            them in place of the control points, which serve the larger sizes,
+            and as fast, whatever `ratio_power`. Needs `stretch=0`.
 
     Example:
 
@@ -155,17 +156,22 @@ class AnchoredField(WeightField):
 
     def _points(self, sizes):
         """The control points of a size, of full shape."""
-        points = [ops.convert_to_tensor(v) for v in self.control_points]
+        shared = [ops.convert_to_tensor(v) for v in self.control_points]
         if not self.levels:
-            return points
+            return shared
         shares = self.level_knots.weights(sizes)
+        points = list(shared)
         for number, level in enumerate(self.size_levels):
             # As fast as the shared ones, though the loss of small sizes
             # counts less.
             pace = self.levels[number] ** -self.ratio_power
             for index, (part, corrections) in level.items():
-                own = part.pad(_faster(corrections, pace))
-                points[index] = points[index] + shares[index, number] * own
+                own = _paced(corrections, pace)
+                # A level follows the shared ones and does not move them.
+                followed = part.crop(shared[index])
+                own = own + (ops.stop_gradient(followed) - followed)
+                share = shares[index, number]
+                points[index] = points[index] + share * part.pad(own)
         return points
 
     def generate(self, sizes, offsets=None):
@@ -209,7 +215,7 @@ class AnchoredField(WeightField):
         }
 
 
-def _faster(points, pace):
+def _paced(points, pace):
     """The points, with a gradient that is some times as large."""
     points = ops.convert_to_tensor(points)
     fixed = ops.stop_gradient(points)
