@@ -37,6 +37,12 @@ VOC_URL = (
     "VOCtrainval_11-May-2012.tar"
 )
 VOC_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+# No program can download it.
+IMAGENET = (
+    "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (image-net.org) "
+    "into downloads/manual below TFDS_DATA_DIR, or give --dataset a folder "
+    "with train and val, and a folder of images per class in both."
+)
 SHUFFLED = 10_000  # images held to draw from
 CACHED = 100_000  # small images: up to so many stay in memory
 
@@ -255,7 +261,8 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
     if source in IMAGES:
         train, test, _ = _tfds(source, limit, "image")
     elif str(source).endswith(".npz"):
-        path = _file(source, "")
+        choices = f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
+        path = _file(source, choices)
         arrays = _npz(path)
         if "x_train" in arrays and "x_test" in arrays:
             _check_images(path, arrays, ("x_train", "x_test"))
@@ -424,7 +431,12 @@ def _tfds(name, limit, only=None):
         )
         info = builder.info
     except Exception as error:
-        raise common.NoData(name, "tensorflow-datasets", error) from error
+        raise common.NoData(
+            name,
+            "tensorflow-datasets",
+            error,
+            *([IMAGENET] if name == "imagenet2012" else []),
+        ) from error
 
     def pick(example):
         if only is not None:

@@ -543,6 +543,8 @@ def test_data_that_cannot_be_had(example, tmp_path, monkeypatch):
         datasets.classification("nope")
     with pytest.raises(SystemExit, match="no file 'nope.npz'"):
         datasets.segmentation("nope.npz")
+    with pytest.raises(SystemExit, match="one of mnist, .* no file 'nope.npz'"):
+        datasets.images("nope.npz")
     np.savez(tmp_path / "other.npz", z=np.zeros(3))
     with pytest.raises(SystemExit, match="lacks .*'x_train'.* holds .'z'"):
         datasets.segmentation(str(tmp_path / "other.npz"))
