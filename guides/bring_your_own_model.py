@@ -212,7 +212,8 @@ widths in every step, each at its own size.
 Backbones of other libraries are functional models as well. This one of keras-cv
 is a ResNet18, made by its class, with random weights. Presets, such as
 `keras_cv.models.ResNet18Backbone()`, are downloaded. With a head of our own on
-top the last features are no output of the model any more, and change too.
+top the last features are no output of the model any more, and change too. The
+`ResNetBackbone` of keras-hub is used in the same way.
 """
 
 if importlib.util.find_spec("keras_cv"):
