@@ -155,14 +155,11 @@ def first_line(error):
 class NoData(SystemExit):
     """A data set cannot be had: the program ends, and says what to do."""
 
-    def __init__(
-        self,
-        name,
-        source,
-        error,
-        remedy="Set TFDS_DATA_DIR to a folder that holds it, connect to a "
-        "network, or give another --dataset.",
-    ):
+    def __init__(self, name, source, error, remedy=None):
+        remedy = remedy or (
+            "Set TFDS_DATA_DIR to a folder that holds it, connect to a "
+            "network, or give another --dataset."
+        )
         if isinstance(error, ImportError):
             package = (error.name or source).partition(".")[0]
             remedy = f"Install it: pip install {package}"

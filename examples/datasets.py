@@ -37,12 +37,13 @@ VOC_URL = (
     "VOCtrainval_11-May-2012.tar"
 )
 VOC_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
-# No program can download it.
-IMAGENET = (
-    "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (image-net.org) "
-    "into downloads/manual below TFDS_DATA_DIR, or give --dataset a folder "
-    "with train and val, and a folder of images per class in both."
-)
+# What to do where no program can download a data set.
+BY_HAND = {
+    "imagenet2012": "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar "
+    "(image-net.org) into downloads/manual below TFDS_DATA_DIR, or give "
+    "--dataset a folder with train and val, and a folder of images per class "
+    "in both."
+}
 SHUFFLED = 10_000  # images held to draw from
 CACHED = 100_000  # small images: up to so many stay in memory
 
@@ -258,10 +259,10 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
     """
     size = None if source in FIXED_SIZES else image_size or 64
     layers = []
+    choices = f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
     if source in IMAGES:
         train, test, _ = _tfds(source, limit, "image")
     elif str(source).endswith(".npz"):
-        choices = f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
         path = _file(source, choices)
         arrays = _npz(path)
         if "x_train" in arrays and "x_test" in arrays:
@@ -280,9 +281,7 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
         test = tf.data.Dataset.from_tensor_slices(test[: _half(limit)])
         source, size = path.stem, image_size
     else:
-        folder = _folder(
-            source, f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
-        )
+        folder = _folder(source, choices)
         train, test = _limited(*_unlabelled_folder(folder, size, seed), limit)
     if source not in NOT_MIRRORED:
         layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
@@ -432,10 +431,7 @@ def _tfds(name, limit, only=None):
         info = builder.info
     except Exception as error:
         raise common.NoData(
-            name,
-            "tensorflow-datasets",
-            error,
-            *([IMAGENET] if name == "imagenet2012" else []),
+            name, "tensorflow-datasets", error, BY_HAND.get(name)
         ) from error
 
     def pick(example):
