@@ -53,35 +53,45 @@ def test_weights_that_do_not_fit(tmp_path):
         nm.models.cifar_resnet(8, weights=path)
 
 
-def pretrained():
+def pretrained(depth):
+    """A pretrained ResNet, and what measures the accuracy of such."""
     folder = os.environ.get("TFDS_DATA_DIR")
     if not folder:
         pytest.skip("needs pretrained weights: TFDS_DATA_DIR is not set")
-    path = Path(folder).parent / "resnet20_cifar10.npz"
+    path = Path(folder).parent / f"resnet{depth}_cifar10.npz"
     if not path.exists():
         pytest.skip("needs pretrained weights beside TFDS_DATA_DIR")
-    return path
-
-
-@pytest.mark.tensorflow  # Reads its data there, and is the same elsewhere.
-def test_pretrained_resnet20_reaches_its_accuracy():
-    path = pretrained()
     tfds = pytest.importorskip("tensorflow_datasets")
     x, y = tfds.as_numpy(
         tfds.load(
             "cifar10",
             split="test[:1000]",
-            data_dir=os.environ["TFDS_DATA_DIR"],
+            data_dir=folder,
             download=False,
             batch_size=-1,
             as_supervised=True,
         )
     )
-    model = nm.models.cifar_resnet(20, shortcut="pad", weights=path)
-    smoothed = nm.smooth(model, effort=0)
-    for network in (model, smoothed):
-        logits = network.predict(x / np.float32(255), verbose=0)
-        assert np.mean(logits.argmax(-1) == y) > 0.9
+
+    def accuracy(model):
+        logits = model.predict(x / np.float32(255), verbose=0)
+        return np.mean(logits.argmax(-1) == y)
+
+    model = nm.models.cifar_resnet(depth, shortcut="pad", weights=path)
+    return model, accuracy
+
+
+@pytest.mark.tensorflow  # Reads its data there, and is the same elsewhere.
+def test_pretrained_resnet20_reaches_its_accuracy_smoothed_too():
+    model, accuracy = pretrained(20)
+    assert accuracy(model) > 0.9
+    assert accuracy(nm.smooth(model, effort=0)) > 0.9
+
+
+@pytest.mark.tensorflow  # As above.
+def test_pretrained_resnet56_reaches_its_accuracy():
+    model, accuracy = pretrained(56)
+    assert accuracy(model) > 0.93
 
 
 def test_lenet_has_the_published_shape():

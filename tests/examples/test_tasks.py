@@ -400,6 +400,21 @@ def test_voc_is_read_with_its_void(example, tmp_path):
     assert data.num_classes == 21 and data.void == 255
 
 
+def test_segmentation_of_voc(example, tmp_path):
+    pytest.importorskip("keras_cv")
+    write_voc(tmp_path / "voc")
+    table = example("segmentation").main(
+        arguments(
+            tmp_path / "out",
+            *["--dataset", "voc2012", "--folder", tmp_path / "voc"],
+            *["--image-size", 32, "--base-epochs", 0],
+        )
+    )
+    check_outputs(table, tmp_path / "out", "predictions.png")
+    base = keras.saving.load_model(tmp_path / "out" / "base.keras")
+    assert base.output_shape == (None, 32, 32, 21)
+
+
 def test_voc_is_downloaded_once(example, tmp_path, monkeypatch, capsys):
     pytest.importorskip("keras_cv")
     datasets = example("datasets")
@@ -539,6 +554,9 @@ def test_data_that_cannot_be_had(example, tmp_path, monkeypatch):
         datasets.classification("cifar100")
     with pytest.raises(SystemExit, match="'celeb_a' .* Set TFDS_DATA_DIR"):
         datasets.images("celeb_a")
+    # No program can download this one.
+    with pytest.raises(SystemExit, match="Put ILSVRC2012_img_train.tar and"):
+        datasets.classification("imagenet2012")
     with pytest.raises(SystemExit, match="one of mnist, .* no folder 'nope'"):
         datasets.classification("nope")
     with pytest.raises(SystemExit, match="no file 'nope.npz'"):
