@@ -111,20 +111,38 @@ def test_step_follows_finite_differences(make, ratios):
     assert all(np.abs(g).max() > 1e-4 for g in gradients[:points])
 
 
+def moves_with_a_level(ratios, **arguments):
+    """What a step at these sizes adds to a level at a half.
+
+    And to the control points that it shares with larger sizes.
+    """
+    hyper = ManifoldHyperModel(
+        network(units=4),  # Whose kept widths are the ratios exactly.
+        AnchoredField(levels=(0.5,)),
+        Switches(ratios),
+        seed=0,
+        **arguments,
+    )
+    hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
+    level = hyper.field.size_levels[0]
+    corrections = [own for _, own in level.values()]
+    shared = [hyper.field.control_points[index] for index in level]
+    before = [
+        [ops.convert_to_numpy(v) for v in kind]
+        for kind in (corrections, shared)
+    ]
+    hyper.train_on_batch(*data())
+    return [
+        [ops.convert_to_numpy(v) - b for v, b in zip(kind, values, strict=True)]
+        for kind, values in zip((corrections, shared), before, strict=True)
+    ]
+
+
 def test_a_level_learns_as_fast_whatever_small_sizes_count():
-    moves = []
-    for power in (0.0, 1.0, 2.0):
-        hyper = ManifoldHyperModel(
-            network(),
-            AnchoredField(levels=(0.5,)),
-            Switches((1.0, 0.5)),
-            ratio_power=power,
-            seed=0,
-        )
-        hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
-        corrections = [own for _, own in hyper.field.size_levels[0].values()]
-        hyper.train_on_batch(*data())
-        moves.append([ops.convert_to_numpy(v) for v in corrections])
+    moves = [
+        moves_with_a_level((1.0, 0.5), ratio_power=power)[0]
+        for power in (0.0, 1.0, 2.0)
+    ]
     assert any(np.abs(move).max() > 1e-3 for move in moves[0])
     for other in moves[1:]:
         for move, same in zip(other, moves[0], strict=True):
@@ -132,25 +150,10 @@ def test_a_level_learns_as_fast_whatever_small_sizes_count():
 
 
 def test_a_level_leaves_the_shared_control_points_to_larger_sizes():
-    moves = []
-    for ratios in ((1.0, 0.75), (1.0, 0.75, 0.5)):
-        hyper = ManifoldHyperModel(
-            network(units=4),  # Whose kept widths are the ratios exactly.
-            AnchoredField(levels=(0.5,)),
-            Switches(ratios),
-            distillation=0.0,
-            seed=0,
-        )
-        hyper.compile(keras.optimizers.SGD(LEARNING_RATE), "mse")
-        shared = [
-            hyper.field.control_points[index]
-            for index in hyper.field.size_levels[0]
-        ]
-        before = [ops.convert_to_numpy(v) for v in shared]
-        hyper.train_on_batch(*data())
-        moves.append(
-            [ops.convert_to_numpy(v) - b for v, b in zip(shared, before)]
-        )
+    moves = [
+        moves_with_a_level(ratios, distillation=0.0)[1]
+        for ratios in ((1.0, 0.75), (1.0, 0.75, 0.5))
+    ]
     assert any(np.abs(move).max() > 1e-3 for move in moves[0])
     for alone, both in zip(*moves, strict=True):
         np.testing.assert_allclose(both, alone, rtol=1e-4, atol=1e-6)
