@@ -375,8 +375,8 @@ for title, morph in {
 its curves are flat down to a width of 0.5, where the corrections of the level
 at a quarter begin. `norm2` sees fewer inputs, with larger weights, in smaller
 networks. Lines and dots agree but at 0.375, a size that is drawn now and then,
-between two that every step trains: there all four lines of `norm2` lie a tenth
-or more below their dots.
+between two that every step trains: there all four lines of `norm2` lie below
+their dots, by about a tenth.
 
 The accuracies are those of four widths that every step trains and measures, and
 hardly differ; for a width like 0.375 they may. Where they do for your network,
