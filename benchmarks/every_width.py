@@ -295,22 +295,7 @@ class Bench:
 
     def fit(self, model, epochs, name):
         """Trains, from the last checkpoint of that name if there is one."""
-        task = self.task
-        warm_up = 0 if task.adam else self.steps // 2
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0 if warm_up else task.rate,
-            epochs * self.steps - warm_up,
-            warmup_target=task.rate if warm_up else None,
-            warmup_steps=warm_up,
-        )
-        optimizer = (
-            keras.optimizers.Adam(schedule)
-            if task.adam
-            else keras.optimizers.SGD(
-                schedule, momentum=0.9, nesterov=True, weight_decay=5e-4
-            )
-        )
-        compiled(model, optimizer).fit(
+        compiled(model, self.optimizer(epochs, name)).fit(
             self.batches(),
             epochs=epochs,
             shuffle=False,  # The dataset shuffles itself.
@@ -320,6 +305,29 @@ class Bench:
             ],
         )
         return model
+
+    def optimizer(self, epochs, name):
+        """That of the task, or the published one of a field's own network."""
+        task, steps = self.task, epochs * self.steps
+        schedule = keras.optimizers.schedules.CosineDecay
+        if task.adam:
+            return keras.optimizers.Adam(schedule(task.rate, steps))
+        if name == "implicit":
+            return keras.optimizers.AdamW(
+                schedule(1e-3, steps), weight_decay=1e-2
+            )
+        warm_up = self.steps // 2
+        return keras.optimizers.SGD(
+            schedule(
+                0.0,
+                steps - warm_up,
+                warmup_target=task.rate,
+                warmup_steps=warm_up,
+            ),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+        )
 
     def base(self):
         """The network that all methods start from."""

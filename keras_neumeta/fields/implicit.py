@@ -32,9 +32,8 @@ class ImplicitField(WeightField):
     All networks and all coordinates are one batched computation: the rows are
     cut into blocks that share a network.
 
-    Weights that do not train, hold no channels that the graph knows (a layer
-    without a rule) or are looked up (an embedding) stay plain weights, started
-    at the target's values.
+    Weights that do not train, none of whose channels can change, or that are
+    looked up (an embedding) stay plain weights, started at the target's values.
 
     Source: Neural Metamorphosis (Yang and Wang, ECCV 2024, arXiv 2410.11878),
     section 3. Unlike there, kernels are standardized, the inputs of the
@@ -93,11 +92,13 @@ class ImplicitField(WeightField):
 
     def attach(self, graph, values):
         super().attach(graph, values)
-        # What does not train, or has no channels, is held as it is.
+        # What keeps its size, or does not train, is held as it is.
         self.held = [
             index
             for index, layout in enumerate(self.layouts)
-            if not layout.axes or not layout.trainable or layout.table
+            if not any(graph.groups[g].morphable for g in layout.groups)
+            or not layout.trainable
+            or layout.table
         ]
         self.held_points = []
         for index in self.held:

@@ -219,3 +219,17 @@ def test_second_attach_raises():
     field = attached(mlp())
     with pytest.raises(ValueError, match="already attached to model"):
         field.attach(field.graph, weights_of(field.graph))
+
+
+def test_weights_of_fixed_channels_are_the_targets_own():
+    graph = trace(mlp(), layers=["first"])
+    field = ImplicitField(width=8, depth=1, seed=0)
+    field.attach(graph, weights_of(graph))
+    full = arrays(field.generate(graph.full_sizes))
+    half = arrays(field.generate(graph.sizes(0.5)))
+    # The first kernel and its bias, and the kernel that reads it, change.
+    assert [w.shape for w in half[:3]] == [(3, 3), (3,), (3, 4)]
+    assert not np.allclose(full[2], weights_of(graph)[2])
+    for index in (3, 4, 5):
+        np.testing.assert_array_equal(full[index], weights_of(graph)[index])
+        np.testing.assert_array_equal(half[index], weights_of(graph)[index])
