@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -14,8 +15,14 @@ import numpy as np
 import keras_neumeta as nm
 from keras_neumeta.graph.channel_graph import is_graph
 
+if importlib.util.find_spec("matplotlib") is None:
+    # Before hours of training rather than after them.
+    sys.exit("The examples draw their results: pip install matplotlib")
+
 RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
 PROGRESS = ".training_progress"  # below the folder for the results
+# Where the package of a module has another name.
+PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def whole(least):
@@ -59,7 +66,7 @@ def parser_of(description, output):
     add("--learning-rate", type=positive)
     add("--ratios", type=float, nargs="+", help="kept widths to compare")
     add("--limit", type=whole(1), help="number of training images to use")
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole(0), default=0)
     add(
         "--quick",
         action="store_true",
@@ -100,13 +107,21 @@ def parse(parser, arguments, defaults, quick):
             setattr(options, name, value)
     if any(not 0.0 < ratio <= 1.0 for ratio in options.ratios):
         parser.error("--ratios must be above 0, and at most 1")
-    options.ratios = sorted(options.ratios, reverse=True)
+    options.ratios = sorted(set(options.ratios), reverse=True)
     keras.utils.set_random_seed(options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     options.seconds = {}
     if options.resume:
         check_resumed(options)
     return options
+
+
+def make_folder(path):
+    """Makes the folder for the results, or ends the program."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--output must be a folder to write to: {error}")
 
 
 def settings_of(options):
@@ -162,6 +177,7 @@ class NoData(SystemExit):
         )
         if isinstance(error, ImportError):
             package = (error.name or source).partition(".")[0]
+            package = PACKAGES.get(package, package)
             remedy = f"Install it: pip install {package}"
         super().__init__(
             f"Data set '{name}' cannot be had through {source} "
@@ -296,7 +312,9 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         callbacks=[
             # What is done stays, for `--resume` goes through all stages.
             keras.callbacks.BackupAndRestore(
-                progress / stage, delete_checkpoint=False
+                progress / stage,
+                double_checkpoint=True,
+                delete_checkpoint=False,
             )
         ],
     )
@@ -421,8 +439,8 @@ def write(table, hyper, data, options, metric, plot=None):
     """
     print(f"\n== {data.name} test set\n{table}\n")
     folder = options.output
-    (plot or table.plot)(folder / "sizes.png", metric=metric)
     hyper.save(folder / "hyper.keras")
+    (plot or table.plot)(folder / "sizes.png", metric=metric)
     # In depth too, where it has one.
     smallest = {"ratio": min(options.ratios), "depth": hyper.min_depth}
     small = hyper.morph(**smallest)

@@ -7,6 +7,7 @@ what to do.
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 
@@ -133,8 +134,7 @@ def classification(
         num_classes = info.features["label"].num_classes
     else:
         folder = _folder(source, f"one of {', '.join(LABELLED)}, or a folder")
-        size = image_size or 224
-        train, test, num_classes = _labelled_folder(folder, size, seed, limit)
+        train, test, num_classes = _labelled_folder(folder, seed, limit)
     small = source in FIXED_SIZES and image_size is None
     size = None if small else image_size or 224
     layers = []
@@ -248,8 +248,8 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
             `x_train` and `x_test`, or a folder of images. Of one set of
             images a tenth becomes the test set.
         batch_size: Images per batch.
-        image_size: Height and width of folders and of data sets with images
-            of many sizes. Default: 64.
+        image_size: Height and width to resize to. Default: of the data; 64
+            for folders and data sets with images of many sizes.
         limit: Number of training images to use, and of test images half as
             many. Default: all.
         seed: Seed of order and augmentation.
@@ -257,7 +257,8 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
     Returns:
         `Data` with batches of images, twice: `(x, x)`.
     """
-    size = None if source in FIXED_SIZES else image_size or 64
+    fixed = source in FIXED_SIZES or str(source).endswith(".npz")
+    size = image_size if fixed else image_size or 64
     layers = []
     choices = f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
     if source in IMAGES:
@@ -279,10 +280,10 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
             )
         train = tf.data.Dataset.from_tensor_slices(train[:limit])
         test = tf.data.Dataset.from_tensor_slices(test[: _half(limit)])
-        source, size = path.stem, image_size
+        source = path.stem
     else:
         folder = _folder(source, choices)
-        train, test = _limited(*_unlabelled_folder(folder, size, seed), limit)
+        train, test = _unlabelled_folder(folder, seed, limit)
     if source not in NOT_MIRRORED:
         layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
 
@@ -447,16 +448,37 @@ def _at_most(split, limit):
     return number if limit is None else min(number, limit)
 
 
-def _labelled_folder(folder, size, seed, limit):
-    options = {
-        "batch_size": None,
-        # Cropped from a little more.
-        "image_size": (size + size // 8,) * 2,
-        "crop_to_aspect_ratio": True,
-        "verbose": False,
-        "seed": seed,
-    }
-    load = keras.utils.image_dataset_from_directory
+def _listed(folder, seed, **options):
+    """Files below a folder as Keras lists and splits them, shuffled once.
+
+    Only the list: the images that Keras loads are shuffled anew at each pass,
+    and the first ones are others each time.
+    """
+    try:
+        return keras.utils.image_dataset_from_directory(
+            folder, batch_size=None, seed=seed, verbose=False, **options
+        )
+    except ValueError as error:
+        sys.exit(
+            f"'{folder}' cannot be read as images: {common.first_line(error)}"
+        )
+
+
+def _loaded(paths, *labels):
+    """The images of files, and what belongs to them."""
+
+    def load(path, *label):
+        image = tf.io.decode_image(
+            tf.io.read_file(path), 3, expand_animations=False
+        )
+        image = tf.ensure_shape(image, (None, None, 3))
+        return (image, *label) if label else image
+
+    data = tf.data.Dataset.from_tensor_slices((paths, *labels))
+    return data.map(load, tf.data.AUTOTUNE)
+
+
+def _labelled_folder(folder, seed, limit):
     second = next(
         (
             folder / name
@@ -465,36 +487,39 @@ def _labelled_folder(folder, size, seed, limit):
         ),
         None,
     )
-    try:
-        if (folder / "train").is_dir() and second is not None:
-            train = load(folder / "train", **options)
-            names = train.class_names
-            test = load(second, class_names=names, **options)
-        else:
-            options["validation_split"] = 0.2
-            train = load(folder, subset="training", **options)
-            names = train.class_names
-            test = load(folder, subset="validation", **options)
-    except ValueError as error:
-        sys.exit(f"'{folder}' cannot be read as images: {error}")
-    return *_limited(train, test, limit), len(names)
-
-
-def _unlabelled_folder(folder, size, seed):
-    try:
-        return keras.utils.image_dataset_from_directory(
-            folder,
-            labels=None,
-            batch_size=None,
-            image_size=(size, size),
-            crop_to_aspect_ratio=True,
-            validation_split=0.1,
-            subset="both",
-            seed=seed,
-            verbose=False,
+    if (folder / "train").is_dir() and second is not None:
+        folders = (folder / "train", second)
+        train = _listed(folders[0], seed)
+        test = _listed(folders[1], seed, class_names=train.class_names)
+    else:
+        folders = (folder, folder)
+        train, test = (
+            _listed(folder, seed, validation_split=0.2, subset=subset)
+            for subset in ("training", "validation")
         )
-    except ValueError as error:
-        sys.exit(f"'{folder}' cannot be read as images: {error}")
+    names = train.class_names
+    parts = []
+    for root, listed, number in (
+        (folders[0], train, limit),
+        (folders[1], test, _half(limit)),
+    ):
+        paths = listed.file_paths[:number]
+        labels = [
+            names.index(pathlib.Path(path).relative_to(root).parts[0])
+            for path in paths
+        ]
+        parts.append(_loaded(paths, labels))
+    return *parts, len(names)
+
+
+def _unlabelled_folder(folder, seed, limit):
+    train, test = _listed(
+        folder, seed, labels=None, validation_split=0.1, subset="both"
+    )
+    return (
+        _loaded(train.file_paths[:limit]),
+        _loaded(test.file_paths[: _half(limit)]),
+    )
 
 
 def _downloaded_voc(folder):
@@ -542,10 +567,14 @@ def _voc(folder, size):
 
 
 def _file(source, choices):
-    path = pathlib.Path(source)
-    if not path.is_file():
-        sys.exit(f"--dataset must be {choices}. There is no file '{source}'.")
-    return path
+    """An `.npz` file: here, or beside the prepared data sets."""
+    places = [pathlib.Path(source)]
+    if os.environ.get("TFDS_DATA_DIR"):
+        places.append(pathlib.Path(os.environ["TFDS_DATA_DIR"]).parent / source)
+    for path in places:
+        if path.is_file():
+            return path
+    sys.exit(f"--dataset must be {choices}. There is no file '{source}'.")
 
 
 def _folder(source, choices):
@@ -559,7 +588,10 @@ def _npz(path, needed=()):
     try:
         arrays = dict(np.load(path))
     except Exception as error:
-        sys.exit(f"'{path}' cannot be read as an .npz file: {error}")
+        sys.exit(
+            f"'{path}' cannot be read as an .npz file: "
+            f"{common.first_line(error)}"
+        )
     missing = [name for name in needed if name not in arrays]
     if missing:
         sys.exit(

@@ -43,7 +43,8 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--model",
         choices=("dense", "conv"),
-        help="(default: dense for MNIST, conv for others)",
+        help="and its loss, with --base too: dense, cross-entropy; conv,\n"
+        "squared error (default: dense for MNIST, conv for others)",
     )
     parser.add_argument(
         "--widths",

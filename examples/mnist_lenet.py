@@ -53,7 +53,7 @@ def parse_arguments(arguments=None):
         default="anchored",
         help="the weight field (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=common.whole(0), default=0)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -85,7 +85,10 @@ def load_data(name):
                 f"{error}\nUsing the 1,797 real digits that scikit-learn ships "
                 "instead."
             )
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise common.NoData("digits", "scikit-learn", error) from error
 
     digits = load_digits()
     images = digits.images.astype("float32")[..., None] / 16.0
@@ -128,7 +131,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
     keras.utils.set_random_seed(options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
+    common.make_folder(options.output)
     name, data, test = load_data(options.dataset)
     small_data = name == "digits"
     base_epochs, epochs = (30, 40) if small_data else (1, 4)

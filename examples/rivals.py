@@ -36,15 +36,15 @@ def rivals_of(base, data, options, compiled, sgd=False):
         their evaluation.
     """
     train = (data, options, compiled, sgd)
-    if {"individual", "l1"} & set(options.compare):
+    sizes = options.ratios if "individual" in options.compare else []
+    if "l1" in options.compare or 1.0 in sizes:
         full = _individual(base, 1.0, *train)
-    if "individual" in options.compare:
-        for ratio in options.ratios:
-            yield (
-                "individual",
-                ratio,
-                full if ratio == 1.0 else _individual(base, ratio, *train),
-            )
+    for ratio in sizes:
+        yield (
+            "individual",
+            ratio,
+            full if ratio == 1.0 else _individual(base, ratio, *train),
+        )
     if "l1" in options.compare:
         for ratio in options.ratios:
             yield "l1", ratio, nm.cut(full, ratio)

@@ -56,7 +56,7 @@ def parse_arguments(arguments=None):
         help="whose features are compared (default: the last before the "
         "logits)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=common.whole(0), default=0)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -122,7 +122,7 @@ def draw(result, name, output):
 def main(arguments=None):
     options = parse_arguments(arguments)
     started = time.time()
-    options.output.mkdir(parents=True, exist_ok=True)
+    common.make_folder(options.output)
     quick = ("train[:1024]", "test[:512]")
     data, (x, y) = common.load_arrays(
         options.dataset, quick if options.quick else ("train", "test")

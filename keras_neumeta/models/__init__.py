@@ -1,4 +1,4 @@
-"""Plain functional Keras models that know nothing of this library."""
+"""Plain functional Keras models; `Sampling` is the one layer of our own."""
 
 from keras_neumeta.models.lenet import lenet as lenet
 from keras_neumeta.models.resnet import cifar_resnet as cifar_resnet

@@ -118,6 +118,8 @@ IMAGES = ["--dataset", "images.npz"]
         ("depth", ["--epochs", "-1"], "epochs: .* at least 0. Received: -1"),
         ("depth", ["--learning-rate", "nan"], "must be a positive number"),
         ("similarity", ["--epochs", "0"], "epochs: must be a whole number"),
+        ("generation", ["--seed", "-1"], "seed: must be a whole number"),
+        ("depth", ["--output", "maps.npz"], "output must be a folder"),
         ("several_devices", ["--devices", "0"], "devices: must be a whole"),
         ("classification", [*RESNET, "nope.npz"], "'nope.npz' does not exist"),
         ("classification", [*RESNET, "images.npz"], "does not fit 'resnet8'"),
@@ -484,6 +486,42 @@ def test_test_images_are_cropped_at_the_scale_of_training(example, tmp_path):
     assert len(y) == 2 and x.min() == 1.0
     (x, _) = next(data.train.as_numpy_iterator())
     assert (x.reshape(4, -1).max(axis=1) == 1.0).all() and x.min() == 0.0
+
+
+def test_a_limit_takes_the_same_images_at_each_pass(example, tmp_path):
+    for index in range(40):
+        path = tmp_path / ("odd" if index % 2 else "even") / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        image = np.full((20, 20, 3), 6 * index)
+        keras.utils.save_img(path, image, scale=False)
+    datasets = example("datasets")
+    for data in (
+        datasets.classification(str(tmp_path), 2, 16, limit=8),
+        datasets.images(str(tmp_path), 2, 16, limit=8),
+    ):
+        for part, number in ((data.train, 8), (data.test, 4)):
+            passes = []
+            for _ in range(3):
+                batches = list(part.as_numpy_iterator())
+                values = np.concatenate([x for x, _ in batches])[:, 0, 0, 0]
+                values = np.round(values * 255 / 6).astype(int)
+                if data.num_classes:  # even, odd
+                    labels = np.concatenate([y for _, y in batches])
+                    np.testing.assert_array_equal(values % 2, labels)
+                passes.append(set(values))
+            assert len(passes[0]) == number
+            assert passes[0] == passes[1] == passes[2]
+
+
+def test_files_beside_the_data_sets_are_found(example, toys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(toys / "tensorflow_datasets"))
+    assert example("datasets").images("images.npz").steps == 1
+
+
+def test_images_of_mnist_are_resized(example):
+    prepared("mnist")
+    data = example("datasets").images("mnist", image_size=16, limit=4)
+    assert data.input_shape == (16, 16, 1)
 
 
 def test_unlabelled_folder_of_images(example, tmp_path):
