@@ -94,10 +94,10 @@ TASKS = {
         tested=(1.0, 0.75, 0.5, 0.375, 0.25),
     ),
     "cifar10-resnet8": Task("cifar10", _resnet(8), 0, 8, 0.3),
-    "cifar10-resnet20": Task("cifar10", _resnet(20), 0, 8, 0.3),
+    "cifar10-resnet20": Task("cifar10", _resnet(20), 0, 6, 0.3),
     # Every inner width of every block; the residual stream stays.
     "cifar10-resnet20-inner": Task(
-        "cifar10", _resnet(20), 0, 8, 0.3, layers=("stage*_conv1",)
+        "cifar10", _resnet(20), 0, 6, 0.3, layers=("stage*_conv1",)
     ),
     # What Neural Metamorphosis (ECCV 2024) morphs, and its trained range: one
     # block of a trained network, all before it as it is.
@@ -105,8 +105,8 @@ TASKS = {
         "cifar10",
         _resnet(20, "pad"),
         0,
-        3,
-        0.02,
+        6,
+        0.03,
         layers=("stage3_block2_conv1",),
         pretrained="resnet20_cifar10.npz",
         frozen="stage3_block1_relu2",
@@ -144,6 +144,9 @@ FIELDS = {
         "reconstruction": 1.0,
     },
 }
+# Learning rates of what is trained by AdamW, as published, where the task is
+# not trained by Adam.
+ADAMW = {"implicit": 1e-3}
 SINGLE = ("individual", "distilled")
 PRUNED = ("l1", "l2", "taylor", "hessian", "random")
 # With as many steps of training after the cut as a field has.
@@ -301,20 +304,22 @@ class Bench:
             shuffle=False,  # The dataset shuffles itself.
             verbose=2,
             callbacks=[
-                keras.callbacks.BackupAndRestore(self.folder / f"{name}.ckpt")
+                keras.callbacks.BackupAndRestore(
+                    self.folder / f"{name}.ckpt", double_checkpoint=True
+                )
             ],
         )
         return model
 
     def optimizer(self, epochs, name):
-        """That of the task, or the published one of a field's own network."""
+        """That of the task, but where a field has a published one."""
         task, steps = self.task, epochs * self.steps
         schedule = keras.optimizers.schedules.CosineDecay
         if task.adam:
             return keras.optimizers.Adam(schedule(task.rate, steps))
-        if name == "implicit":
+        if name in ADAMW:
             return keras.optimizers.AdamW(
-                schedule(1e-3, steps), weight_decay=1e-2
+                schedule(ADAMW[name], steps), weight_decay=1e-2
             )
         warm_up = self.steps // 2
         return keras.optimizers.SGD(
@@ -515,6 +520,16 @@ class Bench:
             stored = base.count_params() + self.num_frozen
         return {"rows": rows, "stored": stored}
 
+    def budget(self):
+        """What all the methods of a file have in common."""
+        return {
+            "base_epochs": self.task.base_epochs,
+            "epochs": self.task.epochs,
+            "rate": self.task.rate,
+            "examples": len(self.train[0]),
+            "pretrained": self.task.pretrained,
+        }
+
     def run(self, method):
         start = time.perf_counter()
         kind = (
@@ -527,11 +542,7 @@ class Bench:
         return {
             **kind(method),
             "seed": self.options.seed,
-            "base_epochs": self.task.base_epochs,
-            "epochs": self.task.epochs,
-            "rate": self.task.rate,
-            "examples": len(self.train[0]),
-            "pretrained": self.task.pretrained,
+            **self.budget(),
             "minutes": round((time.perf_counter() - start) / 60, 1),
             **provenance(),
         }
@@ -594,6 +605,14 @@ def main():
     path = options.output / f"every_width_{options.task}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     bench = Bench(options.task, options)
+    budget = bench.budget()
+    for run in runs:
+        other = {k: run.get(k) for k in budget if run.get(k) != budget[k]}
+        if other:
+            parser.error(
+                f"'{path}' holds runs of another budget ({other}). Give the "
+                "same, or another --output."
+            )
     methods = options.methods or [
         method
         for method in DEFAULT
@@ -601,6 +620,7 @@ def main():
     ]
     for method in methods:
         if (method, options.seed) in {(r["method"], r["seed"]) for r in runs}:
+            print(f"== {method}, seed {options.seed}: is in '{path}' already")
             continue
         print(f"== {method}", flush=True)
         runs.append({"method": method, **bench.run(method)})

@@ -101,12 +101,15 @@ def table(runs):
             value, spread = mean(own, ratio)
             cell = optional(value, ".2f")
             cells.append(cell if not spread else f"{cell} ({spread:.2f})")
-        first = own[0]
-        stored = first["stored"] + first.get("stored_statistics", 0)
+        stored = own[0]["stored"] + own[0].get("stored_statistics", 0)
+        floor, step = (
+            [run[key] for run in own if run.get(key) is not None]
+            for key in ("floor", "step_time")
+        )
         cells += [
-            optional(first.get("floor"), ".2f"),
+            optional(statistics.mean(floor) if floor else None, ".2f"),
             f"{stored:,}",
-            optional(first.get("step_time"), ".2f"),
+            optional(statistics.mean(step) if step else None, ".2f"),
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

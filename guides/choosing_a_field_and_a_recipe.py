@@ -54,7 +54,7 @@ print(f"\nbackend {first['backend']}, {first['date']}, {first['versions']}")
 
 """
 - `anchored`, `implicit`, `slimmable`, `switchable`, `integral`: one set of
-  weights for all sizes, each with the recipe of its own paper.
+  weights for all sizes; the last three with the recipe of their own papers.
 - `individual`: a network per size, trained by itself from scratch with as many
   steps. `distilled`: the same, taught by the full-size network.
 - `l1`, `l2`, `taylor`, `hessian`, `random`: the full-size network with its

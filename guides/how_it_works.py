@@ -174,7 +174,8 @@ for axes, stretch in zip(columns, (0, 1)):
 
 `AnchoredField` holds one array of *control points* per weight, of the same
 shape as the weight, started at the model's own values. So the full size is the
-model, exactly, and the field stores exactly as many numbers as the network.
+model, exactly, and the field stores exactly as many numbers as the network has
+weights (the statistics of batch norm are kept beside it).
 Sums over `n` of `N` inputs are multiplied by `N / n`, to keep their size. A
 hypermodel that is given no field adds a level, `levels=(0.25,)`: corrections
 to these points, as many as a quarter-size network has weights, which count in
