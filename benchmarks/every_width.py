@@ -199,6 +199,8 @@ ABLATIONS = {
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)
     ),
+    # Trained with a moving average of the weights, `optimizer`.
+    "EMA": _changed(),
     "ratio power 0": _changed(ratio_power=0.0),
     "ratio power 2": _changed(ratio_power=2.0),
     "sums as they are": _field(scale=0.0),
@@ -315,8 +317,9 @@ class Bench:
         """That of the task, but where a field has a published one."""
         task, steps = self.task, epochs * self.steps
         schedule = keras.optimizers.schedules.CosineDecay
+        ema = {"use_ema": name == "EMA"}
         if task.adam:
-            return keras.optimizers.Adam(schedule(task.rate, steps))
+            return keras.optimizers.Adam(schedule(task.rate, steps), **ema)
         if name in ADAMW:
             return keras.optimizers.AdamW(
                 schedule(ADAMW[name], steps), weight_decay=1e-2
@@ -332,6 +335,7 @@ class Bench:
             momentum=0.9,
             nesterov=True,
             weight_decay=5e-4,
+            **ema,
         )
 
     def base(self):

@@ -301,8 +301,9 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         progress.mkdir(parents=True)
         begun.write_text(json.dumps(started_with(options)) + "\n")
     announce(title, epochs)
-    start = time.time()
     stage = "".join(c if c.isalnum() else "-" for c in title)
+    clock = progress / f"{stage}.seconds"  # of the runs before this one too
+    start = time.time() - (float(clock.read_text()) if clock.exists() else 0)
     model.fit(
         data.train,
         epochs=epochs,
@@ -310,12 +311,17 @@ def train(model, title, data, epochs, options, compiled, sgd=False):
         shuffle=False,  # The data set shuffles itself.
         verbose=verbosity(),
         callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda *_: clock.write_text(
+                    str(time.time() - start)
+                )
+            ),
             # What is done stays, for `--resume` goes through all stages.
             keras.callbacks.BackupAndRestore(
                 progress / stage,
                 double_checkpoint=True,
                 delete_checkpoint=False,
-            )
+            ),
         ],
     )
     options.seconds[title] = round(time.time() - start, 1)

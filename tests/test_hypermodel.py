@@ -481,6 +481,31 @@ def test_gradient_accumulation():
     assert differ(snapshot(hyper.field)[:points], before[:points])
 
 
+def test_averages_of_the_weights(tmp_path):
+    x, y = vectors()
+    hyper = ManifoldHyperModel(mlp(), sampler="uniform", seed=0)
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+    hyper.compile(optimizer, CROSSENTROPY)
+    # As any other training: again after it was evaluated, and saved.
+    for _ in range(2):
+        hyper.fit(x, y, batch_size=8, verbose=0)
+        assert np.isfinite(hyper.evaluate(x, y, verbose=0))
+    averages = [
+        ops.convert_to_numpy(v)
+        for v in optimizer.variables
+        if "average" in v.path
+    ]
+    assert len(averages) == len(hyper.trainable_variables)
+    for average, variable in zip(
+        averages, hyper.trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(average, ops.convert_to_numpy(variable))
+    hyper.save(tmp_path / "hyper.keras")
+    reloaded = keras.saving.load_model(tmp_path / "hyper.keras")
+    expected = run(hyper.morph(0.5), x)
+    np.testing.assert_allclose(run(reloaded.morph(0.5), x), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)

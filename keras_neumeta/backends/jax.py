@@ -41,6 +41,14 @@ class GradientStep:
         metrics = [scope.get_current_value(v) for v in self.metrics_variables]
         return logs, (trainable, non_trainable, optimizer_variables, metrics)
 
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        # With `use_ema`, Keras leaves the weights and their averages in the
+        # same buffers, which the next step would give away twice.
+        for variable in self.trainable_variables:
+            variable.assign(keras.ops.copy(variable))
+        return history
+
 
 def gradients(model, loss, x, y):
     """Gradients of `loss(y, outputs)` for the trainable variables."""
