@@ -144,9 +144,6 @@ FIELDS = {
         "reconstruction": 1.0,
     },
 }
-# Learning rates of what is trained by AdamW, as published, where the task is
-# not trained by Adam.
-ADAMW = {"implicit": 1e-3}
 SINGLE = ("individual", "distilled")
 PRUNED = ("l1", "l2", "taylor", "hessian", "random")
 # With as many steps of training after the cut as a field has.
@@ -314,16 +311,12 @@ class Bench:
         return model
 
     def optimizer(self, epochs, name):
-        """That of the task, but where a field has a published one."""
+        """That of the task."""
         task, steps = self.task, epochs * self.steps
         schedule = keras.optimizers.schedules.CosineDecay
         ema = {"use_ema": name == "EMA"}
         if task.adam:
             return keras.optimizers.Adam(schedule(task.rate, steps), **ema)
-        if name in ADAMW:
-            return keras.optimizers.AdamW(
-                schedule(ADAMW[name], steps), weight_decay=1e-2
-            )
         warm_up = self.steps // 2
         return keras.optimizers.SGD(
             schedule(
