@@ -225,6 +225,9 @@ for title, field in fields.items():
 | a pretrained network to stay close | a high `reconstruction` |
 | fewer blocks too | `min_depth=2` |
 
+What each setting changes for a LeNet, one at a time:
+[table](../benchmarks/results/ablation/every_width_mnist-lenet.md).
+
 Then:
 
 1. Train the network itself first, or start untrained: both work. Count these
