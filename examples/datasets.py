@@ -257,13 +257,15 @@ def images(source, batch_size=128, image_size=None, limit=None, seed=0):
     Returns:
         `Data` with batches of images, twice: `(x, x)`.
     """
-    fixed = source in FIXED_SIZES or str(source).endswith(".npz")
-    size = image_size if fixed else image_size or 64
+    is_file = str(source).endswith(".npz")
+    size = image_size
+    if size is None and not is_file and source not in FIXED_SIZES:
+        size = 64
     layers = []
     choices = f"one of {', '.join(IMAGES)}, an .npz file, or a folder"
     if source in IMAGES:
         train, test, _ = _tfds(source, limit, "image")
-    elif str(source).endswith(".npz"):
+    elif is_file:
         path = _file(source, choices)
         arrays = _npz(path)
         if "x_train" in arrays and "x_test" in arrays:

@@ -6,7 +6,6 @@ and `torch` restrict a test to the backends they name.
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Several pytest workers may share one GPU.
@@ -40,6 +39,8 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+
+from .data_sets import prepared
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -115,13 +116,10 @@ def mnist():
     testing, read in 2 seconds instead of 9 for all. Nothing is downloaded:
     without a prepared copy below `TFDS_DATA_DIR` the test is skipped.
     """
-    data_dir = os.environ.get("TFDS_DATA_DIR")
-    if not data_dir:
-        pytest.skip("needs MNIST: TFDS_DATA_DIR is not set")
-    if not any(Path(data_dir, "mnist").glob("*/dataset_info.json")):
-        pytest.skip("needs MNIST: TFDS_DATA_DIR has no prepared mnist")
+    data_dir = prepared("mnist")
     tensorflow = pytest.importorskip("tensorflow")
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     if keras.backend.backend() != "tensorflow":
         # TensorFlow only reads the files here.
         tensorflow.config.set_visible_devices([], "GPU")

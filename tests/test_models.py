@@ -1,14 +1,12 @@
 """The models that come with the library."""
 
-import os
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
 import keras_neumeta as nm
 
+from .data_sets import beside, prepared
 from .graph.equivalence import (
     assert_same,
     check_counts,
@@ -55,13 +53,10 @@ def test_weights_that_do_not_fit(tmp_path):
 
 def pretrained(depth):
     """A pretrained ResNet, and what measures the accuracy of such."""
-    folder = os.environ.get("TFDS_DATA_DIR")
-    if not folder:
-        pytest.skip("needs pretrained weights: TFDS_DATA_DIR is not set")
-    path = Path(folder).parent / f"resnet{depth}_cifar10.npz"
-    if not path.exists():
-        pytest.skip("needs pretrained weights beside TFDS_DATA_DIR")
-    tfds = pytest.importorskip("tensorflow_datasets")
+    path = beside(f"resnet{depth}_cifar10.npz")
+    folder = prepared("cifar10")
+    import tensorflow_datasets as tfds
+
     x, y = tfds.as_numpy(
         tfds.load(
             "cifar10",

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import pathlib
 import re
 import shutil
 import tarfile
@@ -15,26 +13,11 @@ import pytest
 
 import keras_neumeta as nm
 
+from ..data_sets import beside, prepared
+
 # The scripts are the same on all backends, and slower on the others, where
 # one of them runs too.
 pytestmark = pytest.mark.tensorflow
-
-
-def prepared(name):
-    """Skips the test where tensorflow-datasets would have to download."""
-    folder = os.environ.get("TFDS_DATA_DIR")
-    if not folder or not any(pathlib.Path(folder, name).glob("*/*.json")):
-        pytest.skip(f"needs {name}: TFDS_DATA_DIR has no prepared {name}")
-    pytest.importorskip("tensorflow_datasets")
-
-
-def beside(name):
-    """A file beside the prepared data sets."""
-    folder = os.environ.get("TFDS_DATA_DIR")
-    path = folder and pathlib.Path(folder).parent / name
-    if not path or not path.exists():
-        pytest.skip(f"needs {name} beside TFDS_DATA_DIR")
-    return str(path)
 
 
 def arguments(folder, *more):
