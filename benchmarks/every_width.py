@@ -59,6 +59,7 @@ class Task:
             none stay.
         trained, tested: Ratios: the range of the training, and the test.
         beyond: Ratios between and below those, tested too.
+        paces: Factors of the learning rate, of methods that need another.
     """
 
     dataset: str
@@ -74,6 +75,7 @@ class Task:
     trained: tuple = (0.25, 1.0)
     tested: tuple = (1.0, 0.75, 0.5, 0.25)
     beyond: tuple = (0.6, 0.1875)
+    paces: dict = dataclasses.field(default_factory=dict)
 
 
 def _resnet(depth, shortcut="conv"):
@@ -111,6 +113,8 @@ TASKS = {
         pretrained="resnet20_cifar10.npz",
         frozen="stage3_block1_relu2",
         trained=(0.5, 1.0),
+        # A small step of a network over coordinates moves all weights.
+        paces={"implicit imitating": 0.1},
     ),
 }
 
@@ -138,9 +142,20 @@ FIELDS = {
         "distillation": 0.0,
     },
     "implicit": lambda seed, low: {
-        "field": nm.ImplicitField(seed=seed),
+        "field": nm.ImplicitField(imitation_steps=0, seed=seed),
         "sampler": nm.Sandwich(low, seed=seed),
         "distillation": 0.0,
+        "reconstruction": 1.0,
+    },
+}
+# Begins at a trained target's weights rather than at random ones.
+IMITATING = {
+    "implicit imitating": lambda seed, low: {
+        "field": nm.ImplicitField(
+            width=128, num_frequencies=6, imitation_steps=1000, seed=seed
+        ),
+        "sampler": nm.Sandwich(low, seed=seed),
+        "noise": 1.0,
         "reconstruction": 1.0,
     },
 }
@@ -209,7 +224,7 @@ ABLATIONS = {
     "size knots": _field(size_knots=SWITCHES[:0:-1]),
     "no level": _field(levels=()),
 }
-MANIFOLDS = {**FIELDS, **ABLATIONS}
+MANIFOLDS = {**FIELDS, **IMITATING, **ABLATIONS}
 DEFAULT = (*FIELDS, *SINGLE, *PRUNED, "l1 tuned")
 ALL = (*MANIFOLDS, *SINGLE, *PRUNED, *TUNED)
 
@@ -313,16 +328,17 @@ class Bench:
     def optimizer(self, epochs, name):
         """That of the task."""
         task, steps = self.task, epochs * self.steps
+        rate = task.rate * task.paces.get(name.replace("-", " "), 1.0)
         schedule = keras.optimizers.schedules.CosineDecay
         ema = {"use_ema": name == "EMA"}
         if task.adam:
-            return keras.optimizers.Adam(schedule(task.rate, steps), **ema)
+            return keras.optimizers.Adam(schedule(rate, steps), **ema)
         warm_up = self.steps // 2
         return keras.optimizers.SGD(
             schedule(
                 0.0,
                 steps - warm_up,
-                warmup_target=task.rate,
+                warmup_target=rate,
                 warmup_steps=warm_up,
             ),
             momentum=0.9,

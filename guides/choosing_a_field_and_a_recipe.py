@@ -208,7 +208,9 @@ print(f"{'the network':30} {network.count_params():8,}")
 for title, field in fields.items():
     # One size suffices to count.
     sampler = nm.Switches((1.0,))
-    hyper = nm.ManifoldHyperModel(network, field, sampler, smooth=False)
+    hyper = nm.ManifoldHyperModel(
+        network, field, sampler, smooth=False, imitate=False
+    )
     print(f"{title:30} {hyper.field.count_params():8,}")
 
 """

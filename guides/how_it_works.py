@@ -182,8 +182,9 @@ to these points, as many as a quarter-size network has weights, which count in
 full at a quarter and not at all from a half on. What the smallest sizes need is
 learned there and takes nothing from the large ones, which they follow.
 
-`ImplicitField` asks a small neural network for each value, as published. Below
-is what the two kinds of `AnchoredField` give for `conv2` *before* any training
+`ImplicitField` asks a small neural network for each value, as published; the
+hypermodel first fits it to the model's own values, interpolated at every size.
+Below is what the two kinds of `AnchoredField` give for `conv2` *before* any training
 of sizes.
 """
 

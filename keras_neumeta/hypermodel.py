@@ -26,6 +26,7 @@ from keras_neumeta.graph import (
     assign,
     layer_patterns,
     resize,
+    sizes_at,
     trace,
 )
 from keras_neumeta.morphing import choose_sizes, morph
@@ -118,6 +119,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         smooth: Whether to permute the target's channels first: along a
             shortest path (`keras_neumeta.smooth`), or in the order that the
             field asks for.
+        imitate: Whether a field that does not begin at the target's weights
+            is brought near them first; see `WeightField.imitate`.
         distillation_loss: `"auto"` (soft cross-entropy where the compiled
             loss is a cross-entropy, else the mean squared error), or a
             function, `keras.losses.Loss` or name of a loss of the teacher's
@@ -153,6 +156,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         noise=0.0,
         min_depth=None,
         smooth=True,
+        imitate=True,
         distillation_loss="auto",
         seed=None,
         name=None,
@@ -234,6 +238,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.field.ratio_power = self.ratio_power
         self.sampler = sampler
         self.field.attach(self.graph, values["weight"])
+        if imitate:
+            self.field.imitate(values["weight"])
         self.sampler.attach(self.graph)
         self.statistics = StatisticsField(
             min_ratio=sampler.min_ratio, stretch=field.stretch
@@ -374,30 +380,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             limit = None if sizes == self.graph.full_sizes else sizes
             sizes = ops.convert_to_tensor(sizes, "int32")
         else:
-            sizes = self._rounded(ratio, limit)
+            sizes = sizes_at(self.graph, ratio, limit)
         if depth is not None:
             channels = sizes[: self.graph.depth_place]
             sizes = ops.concatenate([channels, ops.reshape(depth, (1,))])
         return sizes, limit
-
-    def _rounded(self, ratio, limit):
-        """Sizes at a ratio that is a tensor, all blocks kept."""
-        full, least = list(self.graph.full_sizes), list(self.graph.full_sizes)
-        for group in self.graph.morphable_groups:
-            least[group.index] = 1
-        most = full if limit is None else limit
-        place = self.graph.depth_place
-        channels = ops.convert_to_tensor(full[:place], "float32")
-        sizes = ops.clip(
-            ops.round(ratio * channels),
-            ops.convert_to_tensor(least[:place], "float32"),
-            ops.convert_to_tensor(most[:place], "float32"),
-        )
-        sizes = ops.cast(sizes, "int32")
-        if self.graph.blocks:
-            depth = ops.convert_to_tensor(full[place:], "int32")
-            sizes = ops.concatenate([sizes, depth])
-        return sizes
 
     def draw_offsets(self, sizes, noise=None, seed=None):
         """Coordinate noise for one size: a tensor per group, or `None`.
@@ -711,16 +698,15 @@ class ManifoldHyperModel(GradientStep, keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         arguments = inspect.signature(ManifoldHyperModel.__init__).parameters
-        config = checked_config(
-            config, {*arguments, "dtype"} - {"self", "kwargs", "smooth"}
-        )
+        unsaved = {"self", "kwargs", "smooth", "imitate"}
+        config = checked_config(config, {*arguments, "dtype"} - unsaved)
         for key in ("model", "field", "sampler", "dtype", "distillation_loss"):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(
                     config[key], custom_objects=custom_objects
                 )
-        # The weights that follow are smooth already.
-        return cls(**config, smooth=False)
+        # The weights that follow are smooth, and the field's own.
+        return cls(**config, smooth=False, imitate=False)
 
 
 def _by_name(argument, value, names, kind, **more):

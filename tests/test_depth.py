@@ -414,7 +414,9 @@ def trained(model, **options):
     return hyper, x, y
 
 
-@pytest.mark.parametrize("field", ["anchored", "implicit"])
+@pytest.mark.parametrize(
+    "field", ["anchored", nm.ImplicitField(imitation_steps=2, seed=0)]
+)
 def test_train_morph_and_reload(field, tmp_path):
     model = chain(blocks=2)
     hyper, x, y = trained(model, field=field)

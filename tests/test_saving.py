@@ -358,7 +358,12 @@ def test_failed_save_leaves_nothing(trained, tmp_path):
             scale=0.5, size_knots=(0.4,), levels=(0.3, 0.5)
         ),
         keras_neumeta.ImplicitField(
-            width=8, depth=2, num_frequencies=3, residual_scale=0.2, seed=1
+            width=8,
+            depth=2,
+            num_frequencies=3,
+            residual_scale=0.2,
+            imitation_steps=3,
+            seed=1,
         ),
     ],
     ids=lambda field: type(field).__name__,

@@ -379,7 +379,9 @@ def test_larger_than_full_of_some_layers():
     assert (len(axis),) == only.layout.shape_at(sizes) == (36 * (18 + 6),)
 
 
-@pytest.mark.parametrize("field", [ImplicitField(), AnchoredField()])
+@pytest.mark.parametrize(
+    "field", [ImplicitField(imitation_steps=0), AnchoredField()]
+)
 def test_fields_without_weights_above_the_full_size(field):
     hyper = ManifoldHyperModel(randomize(network()), field, seed=0)
     with pytest.raises(ValueError, match="no weights above the full size"):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_neumeta.fields.imitation import imitate
 from keras_neumeta.fields.interpolation import interpolate_weights, is_static
 from keras_neumeta.fields.weight_field import WeightField
 from keras_neumeta.serialization import register_serializable
@@ -49,6 +50,11 @@ class ImplicitField(WeightField):
             far easier to learn.
         residual_scale: Start value of the learned factor of each residual
             branch.
+        imitation_steps: Steps of Adam that fit what the networks make to the
+            target's own weights, interpolated at every size, when a
+            hypermodel is made with the field. Each takes as long as the field
+            takes for one size of a training step. At 0 training begins at
+            random kernels, which is enough for a target that is untrained.
         seed: Seed of the initial values.
 
     Example:
@@ -65,6 +71,7 @@ class ImplicitField(WeightField):
         depth=4,
         num_frequencies=4,
         residual_scale=1.0,
+        imitation_steps=300,
         seed=None,
         **kwargs,
     ):
@@ -73,21 +80,24 @@ class ImplicitField(WeightField):
             ("width", width),
             ("depth", depth),
             ("num_frequencies", num_frequencies),
+            ("imitation_steps", imitation_steps),
         ]:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(
                     f"Argument `{name}` must be an integer. "
                     f"Received: {name}={value!r}"
                 )
-            if value < (0 if name == "num_frequencies" else 1):
+            least = 1 if name in ("width", "depth") else 0
+            if value < least:
                 raise ValueError(
-                    f"Argument `{name}` must be positive. "
+                    f"Argument `{name}` must be at least {least}. "
                     f"Received: {name}={value}"
                 )
         self.width = width
         self.depth = depth
         self.num_frequencies = num_frequencies
         self.residual_scale = residual_scale
+        self.imitation_steps = imitation_steps
         self.seed = seed
 
     def attach(self, graph, values):
@@ -174,6 +184,10 @@ class ImplicitField(WeightField):
                 )
             ]
         )
+
+    def imitate(self, values):
+        if self.imitation_steps and self.made:
+            imitate(self, values, self.imitation_steps, self.seed)
 
     def generate(self, sizes, offsets=None):
         held = interpolate_weights(
@@ -275,6 +289,7 @@ class ImplicitField(WeightField):
             "depth": self.depth,
             "num_frequencies": self.num_frequencies,
             "residual_scale": self.residual_scale,
+            "imitation_steps": self.imitation_steps,
             "seed": self.seed,
         }
 

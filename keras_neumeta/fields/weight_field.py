@@ -62,6 +62,15 @@ class WeightField(keras.layers.Layer):
         # No shape to build from: everything that is needed is known here.
         self.built = True
 
+    def imitate(self, values):
+        """Brings the field near its target's weights, once, before training.
+
+        Nothing by default, for fields that begin there.
+
+        Args:
+            values: As for `attach`.
+        """
+
     def generate(self, sizes, offsets=None):
         """The weights of one size.
 

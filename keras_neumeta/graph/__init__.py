@@ -16,3 +16,4 @@ from keras_neumeta.graph.rules import (
     register_elementwise as register_elementwise,
 )
 from keras_neumeta.graph.rules import register_rule as register_rule
+from keras_neumeta.graph.sizes import sizes_at as sizes_at

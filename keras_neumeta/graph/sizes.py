@@ -4,6 +4,7 @@ import fnmatch
 import math
 
 import numpy as np
+from keras import ops
 
 
 def check_ratio(ratio, limit=1.0):
@@ -68,6 +69,35 @@ def sizes_from_ratio(graph, ratio, divisor=1, limit=1.0):
         for group, value in zip(graph.groups, ratios, strict=True)
     )
     return (*channels, *_all_blocks(graph))
+
+
+def sizes_at(graph, ratio, limit=None):
+    """Sizes at a ratio that is only known when a step runs, all blocks kept.
+
+    Args:
+        graph: `ChannelGraph`.
+        ratio: Kept width, a tensor: a scalar or one per group.
+        limit: Sizes that these do not exceed. Default: the full ones.
+
+    Returns:
+        The sizes, an int32 tensor.
+    """
+    full, least = list(graph.full_sizes), list(graph.full_sizes)
+    for group in graph.morphable_groups:
+        least[group.index] = 1
+    most = full if limit is None else limit
+    place = graph.depth_place
+    channels = ops.convert_to_tensor(full[:place], "float32")
+    sizes = ops.clip(
+        ops.round(ratio * channels),
+        ops.convert_to_tensor(least[:place], "float32"),
+        ops.convert_to_tensor(most[:place], "float32"),
+    )
+    sizes = ops.cast(sizes, "int32")
+    if graph.blocks:
+        depth = ops.convert_to_tensor(full[place:], "int32")
+        sizes = ops.concatenate([sizes, depth])
+    return sizes
 
 
 def _all_blocks(graph):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_neumeta import ImplicitField, trace
+from keras_neumeta import ImplicitField, ManifoldHyperModel, trace
+from keras_neumeta.fields import implicit
+from keras_neumeta.fields.interpolation import interpolate_weights
 
 from ..graph.equivalence import crop
 
@@ -203,11 +205,12 @@ def test_seed_decides_the_start():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"width": 0}, ValueError, "`width` must be positive"),
+        ({"width": 0}, ValueError, "`width` must be at least 1"),
         ({"width": 1.5}, TypeError, "`width` must be an integer"),
-        ({"depth": 0}, ValueError, "`depth` must be positive"),
+        ({"depth": 0}, ValueError, "`depth` must be at least 1"),
         ({"depth": True}, TypeError, "`depth` must be an integer"),
         ({"num_frequencies": -1}, ValueError, "`num_frequencies` must be"),
+        ({"imitation_steps": -1}, ValueError, "`imitation_steps` must be"),
     ],
 )
 def test_errors(arguments, error, message):
@@ -233,3 +236,88 @@ def test_weights_of_fixed_channels_are_the_targets_own():
     for index in (3, 4, 5):
         np.testing.assert_array_equal(full[index], weights_of(graph)[index])
         np.testing.assert_array_equal(half[index], weights_of(graph)[index])
+
+
+# Imitation
+
+
+def smooth_mlp():
+    """Whose neighbouring channels are alike, each of its own size and mean."""
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(16, name="first"),
+            layers.Dense(12, name="second"),
+            layers.Dense(2, name="head"),
+        ]
+    )
+    for number, variable in enumerate(model.variables):
+        places = np.indices(variable.shape)
+        waves = [np.cos(0.3 * (n + 1) * p) for n, p in enumerate(places)]
+        variable.assign(sum(waves) + 0.1 * number)
+    return model
+
+
+def distances(hyper, ratio):
+    """Of each weight from the target's own, interpolated; in deviations."""
+    graph = hyper.graph
+    sizes = graph.sizes(ratio)
+    wanted = interpolate_weights(
+        graph, hyper.field.layouts, weights_of(graph), sizes
+    )
+    return [
+        np.sqrt(np.mean((made - value) ** 2)) / value.std()
+        for made, value in zip(
+            arrays(hyper.field.generate(sizes)), arrays(wanted), strict=True
+        )
+        if value.size > 2
+    ]
+
+
+def imitating(imitate=True):
+    field = ImplicitField(width=32, depth=2, seed=0, imitation_steps=400)
+    return ManifoldHyperModel(
+        smooth_mlp(),
+        field,
+        layers=["second"],
+        smooth=False,
+        imitate=imitate,
+    )
+
+
+@pytest.fixture(scope="module")
+def near_and_far():
+    return imitating(), imitating(imitate=False)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.75, 0.5])
+def test_imitation_begins_near_the_targets_weights(near_and_far, ratio):
+    near, far = (distances(hyper, ratio) for hyper in near_and_far)
+    assert near[:2] == far[:2] == [0.0, 0.0]  # held
+    # Not the head's: no channel of a kernel has a mean.
+    assert max(near[2:4]) < 0.4
+    assert min(far[2:4]) > 0.6
+
+
+def test_imitation_is_the_same_for_the_same_seed(near_and_far):
+    first, again = near_and_far[0].field, imitating().field
+    for a, b in zip(
+        arrays(first.variables), arrays(again.variables), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_loaded_hypermodel_does_not_imitate(
+    near_and_far, tmp_path, monkeypatch
+):
+    hyper = near_and_far[0]
+    hyper.save(tmp_path / "hyper.keras")
+    monkeypatch.setattr(implicit, "imitate", None)  # a call would fail
+    reloaded = keras.saving.load_model(tmp_path / "hyper.keras")
+    assert reloaded.field.imitation_steps == 400
+    for a, b in zip(
+        arrays(hyper.field.variables),
+        arrays(reloaded.field.variables),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
