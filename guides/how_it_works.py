@@ -184,8 +184,8 @@ learned there and takes nothing from the large ones, which they follow.
 
 `ImplicitField` asks a small neural network for each value, as published; the
 hypermodel first fits it to the model's own values, interpolated at every size.
-Below is what the two kinds of `AnchoredField` give for `conv2` *before* any training
-of sizes.
+Below is what the two kinds of `AnchoredField` give for `conv2` *before* any
+training of sizes.
 """
 
 fields = {
