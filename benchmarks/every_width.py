@@ -114,7 +114,10 @@ TASKS = {
         frozen="stage3_block1_relu2",
         trained=(0.5, 1.0),
         # A small step of a network over coordinates moves all weights.
-        paces={"implicit imitating": 0.1},
+        paces={
+            "implicit imitating": 0.1,
+            "implicit imitating, noise 2": 0.1,
+        },
     ),
 }
 
@@ -148,16 +151,23 @@ FIELDS = {
         "reconstruction": 1.0,
     },
 }
-# Begins at a trained target's weights rather than at random ones.
-IMITATING = {
-    "implicit imitating": lambda seed, low: {
+
+
+def _imitating(noise):
+    """Begins at a trained target's weights rather than at random ones."""
+    return lambda seed, low: {
         "field": nm.ImplicitField(
             width=128, num_frequencies=6, imitation_steps=1000, seed=seed
         ),
         "sampler": nm.Sandwich(low, seed=seed),
-        "noise": 1.0,
+        "noise": noise,
         "reconstruction": 1.0,
-    },
+    }
+
+
+IMITATING = {
+    "implicit imitating": _imitating(noise=1.0),
+    "implicit imitating, noise 2": _imitating(noise=2.0),
 }
 SINGLE = ("individual", "distilled")
 PRUNED = ("l1", "l2", "taylor", "hessian", "random")
@@ -556,6 +566,7 @@ class Bench:
             **kind(method),
             "seed": self.options.seed,
             **self.budget(),
+            "pace": self.task.paces.get(method, 1.0),
             "minutes": round((time.perf_counter() - start) / 60, 1),
             **provenance(),
         }

@@ -67,6 +67,17 @@ def budget(run):
     )
 
 
+def paces(runs):
+    """Which methods learned at another rate than the others, in words."""
+    slower = {
+        run["method"]: run["pace"] for run in runs if run.get("pace", 1.0) != 1
+    }
+    if not slower:
+        return ""
+    listed = ", ".join(f"`{method}` {p:g}" for method, p in slower.items())
+    return f"Factors of the others' learning rate: {listed}. "
+
+
 def common_ratios(runs):
     """The ratios that all methods were tested at."""
     tested = [{row["ratio"] for row in run["rows"]} for run in runs]
@@ -180,10 +191,10 @@ def main():
             f"# {result['task']}\n\n"
             f"Test accuracy in percent; seeds {seeds}, where several: mean "
             f"(largest less smallest). {budget(first)} "
-            f"{first['examples']:,} training images. Floor: all that morphs "
-            "silenced. Stored: parameters from which all sizes come, "
-            "statistics included. Step: seconds relative to a plain step of "
-            "the full network (all sizes together for `individual` and "
+            f"{first['examples']:,} training images. {paces(runs)}Floor: all "
+            "that morphs silenced. Stored: parameters from which all sizes "
+            "come, statistics included. Step: seconds relative to a plain "
+            "step of the full network (all sizes together for `individual` and "
             f"`distilled`). {first['machine']}, {first['backend']}. Made by "
             "`benchmarks/every_width.py` and `every_width_report.py`.\n\n"
         )
