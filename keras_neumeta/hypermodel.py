@@ -120,7 +120,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             shortest path (`keras_neumeta.smooth`), or in the order that the
             field asks for.
         imitate: Whether a field that does not begin at the target's weights
-            is brought near them first; see `WeightField.imitate`.
+            is brought near them first; see `ImplicitField`.
         distillation_loss: `"auto"` (soft cross-entropy where the compiled
             loss is a cross-entropy, else the mean squared error), or a
             function, `keras.losses.Loss` or name of a loss of the teacher's

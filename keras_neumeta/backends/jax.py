@@ -4,6 +4,12 @@ import jax
 import keras
 
 
+def num_replicas():
+    """Number of devices that share a batch."""
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else distribution.device_mesh.devices.size
+
+
 class GradientStep:
     replica_share = 1.0
 

@@ -4,11 +4,16 @@ import keras
 import tensorflow as tf
 
 
+def num_replicas():
+    """Number of devices that share a batch."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 class GradientStep:
     @property
     def replica_share(self):
         """What Keras multiplies the losses of one replica by."""
-        return 1.0 / tf.distribute.get_strategy().num_replicas_in_sync
+        return 1.0 / num_replicas()
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

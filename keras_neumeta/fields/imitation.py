@@ -4,37 +4,34 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_neumeta.backends import num_replicas
 from keras_neumeta.fields.interpolation import interpolate_weights
 from keras_neumeta.graph import sizes_at
 
 RATE = 3e-3
 
 
-def imitate(field, values, steps, seed=None):
+def imitate(field, values, steps, seed):
     """Fits what a field generates to its target's interpolated weights.
 
-    Every second step fits the full size, the others one whose ratio is drawn
-    anew: the target's own weights at positions as far apart as its channels
-    are more. Neighbouring channels that are alike make these a good start,
-    and the field one function of the size instead of one function per size.
+    Each step fits the full size, with probability one half, or a random width
+    of all groups (and number of blocks): the target's weights, read at evenly
+    spaced positions between its channels. That is a good start where
+    neighbouring channels are alike.
 
     Args:
         field: An attached `WeightField`.
         values: The target's weights, as for `WeightField.attach`.
         steps: Number of steps of Adam.
-        seed: Of the drawn ratios.
+        seed: Of the drawn sizes.
     """
-    distribution = keras.distribution.distribution()
-    batch = 1
-    if distribution is not None:
-        batch = int(np.prod(distribution.device_mesh.shape))
+    if not steps or not field.trainable_variables:
+        return
     model = _Imitation(field, values, seed)
-    model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(RATE, steps)
-        )
-    )
-    # The rows are counted, never read.
+    rate = keras.optimizers.schedules.CosineDecay(RATE, steps)
+    model.compile(keras.optimizers.Adam(rate, name="imitation_adam"))
+    # The rows are counted, never read: one per replica and step.
+    batch = num_replicas()
     rows = np.zeros((steps * batch, 1), "float32")
     model.fit(rows, batch_size=batch, shuffle=False, verbose=0)
 
@@ -47,18 +44,19 @@ class _Imitation(keras.Model):
         self.field = field
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.values = [np.asarray(v, "float32") for v in values]
-        # A constant (a bias at zero) has no variance to compare with.
-        self.variances = [max(float(v.var()), 1e-4) for v in self.values]
+        # Vectors are small and near constant at times.
+        self.variances = [
+            float(value.var()) or 1.0
+            if layout.summed
+            else max(float(value.var()), 1e-4)
+            for layout, value in zip(field.layouts, self.values, strict=True)
+        ]
         self.built = True
 
     def call(self, rows):
-        graph = self.field.graph
-        draw, ratio = ops.unstack(
-            keras.random.uniform((2,), seed=self.seed_generator), num=2
-        )
-        sizes = sizes_at(graph, ops.where(draw < 0.5, 1.0, ratio))
+        sizes = self._draw_sizes(self.field.graph)
         wanted = interpolate_weights(
-            graph, self.field.layouts, self.values, sizes
+            self.field.graph, self.field.layouts, self.values, sizes
         )
         distances = [
             ops.mean(ops.square(made - value)) / variance
@@ -68,3 +66,17 @@ class _Imitation(keras.Model):
         ]
         self.add_loss(sum(distances) / len(distances))
         return rows
+
+    def _draw_sizes(self, graph):
+        draws = keras.random.uniform(
+            (3,), dtype="float32", seed=self.seed_generator
+        )
+        full = draws[0] < 0.5
+        sizes = sizes_at(graph, ops.where(full, 1.0, draws[1]))
+        if graph.blocks:
+            number = len(graph.blocks)
+            depth = ops.floor(draws[2] * (number + 1))
+            depth = ops.cast(ops.where(full, float(number), depth), "int32")
+            place = graph.depth_place
+            sizes = ops.concatenate([sizes[:place], ops.reshape(depth, (1,))])
+        return sizes

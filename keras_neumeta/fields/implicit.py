@@ -33,6 +33,9 @@ class ImplicitField(WeightField):
     All networks and all coordinates are one batched computation: the rows are
     cut into blocks that share a network.
 
+    A hypermodel first fits the networks to the weights of the target
+    (`imitation_steps`).
+
     Weights that do not train, none of whose channels can change, or that are
     looked up (an embedding) stay plain weights, started at the target's values.
 
@@ -51,8 +54,9 @@ class ImplicitField(WeightField):
         residual_scale: Start value of the learned factor of each residual
             branch.
         imitation_steps: Steps of Adam that fit what the networks make to the
-            target's own weights, interpolated at every size, when a
-            hypermodel is made with the field. Each takes as long as the field
+            target's own weights, interpolated at every width, when a
+            hypermodel is made with the field; see
+            `ManifoldHyperModel(imitate=)`. Each takes as long as the field
             takes for one size of a training step. At 0 training begins at
             random kernels, which is enough for a target that is untrained.
         seed: Seed of the initial values.
@@ -175,7 +179,16 @@ class ImplicitField(WeightField):
             for name in ("scales", "shifts")
         )
         # A constant (a bias at zero) still needs room to move.
-        self.scales.assign([max(float(np.std(v)), 0.02) for v in values])
+        self.scales.assign(
+            [
+                float(np.std(value)) or 0.02
+                if layout.summed
+                else max(float(np.std(value)), 0.02)
+                for layout, value in zip(
+                    self._made_layouts, values, strict=True
+                )
+            ]
+        )
         self.shifts.assign(
             [
                 0.0 if layout.summed else float(np.mean(value))
@@ -186,8 +199,7 @@ class ImplicitField(WeightField):
         )
 
     def imitate(self, values):
-        if self.imitation_steps and self.made:
-            imitate(self, values, self.imitation_steps, self.seed)
+        imitate(self, values, self.imitation_steps, self.seed or 0)
 
     def generate(self, sizes, offsets=None):
         held = interpolate_weights(

@@ -241,8 +241,8 @@ def test_weights_of_fixed_channels_are_the_targets_own():
 # Imitation
 
 
-def smooth_mlp():
-    """Whose neighbouring channels are alike, each of its own size and mean."""
+def smooth_mlp(scale=1.0):
+    """Whose neighbouring channels are alike."""
     model = keras.Sequential(
         [
             keras.Input((3,)),
@@ -254,7 +254,7 @@ def smooth_mlp():
     for number, variable in enumerate(model.variables):
         places = np.indices(variable.shape)
         waves = [np.cos(0.3 * (n + 1) * p) for n, p in enumerate(places)]
-        variable.assign(sum(waves) + 0.1 * number)
+        variable.assign(scale * (sum(waves) + 0.1 * number))
     return model
 
 
@@ -274,10 +274,10 @@ def distances(hyper, ratio):
     ]
 
 
-def imitating(imitate=True):
+def imitating(imitate=True, scale=1.0):
     field = ImplicitField(width=32, depth=2, seed=0, imitation_steps=400)
     return ManifoldHyperModel(
-        smooth_mlp(),
+        smooth_mlp(scale),
         field,
         layers=["second"],
         smooth=False,
@@ -297,6 +297,46 @@ def test_imitation_begins_near_the_targets_weights(near_and_far, ratio):
     # Not the head's: no channel of a kernel has a mean.
     assert max(near[2:4]) < 0.4
     assert min(far[2:4]) > 0.6
+
+
+def test_imitation_of_a_kernel_of_small_deviation():
+    _, _, kernel, *_ = distances(imitating(scale=0.005), 1.0)
+    assert kernel < 0.4
+
+
+def test_imitation_of_fewer_blocks():
+    inputs = keras.Input((6,))
+    x = layers.Dense(16)(inputs)
+    for _ in range(3):
+        x = x + layers.Dense(16)(layers.Dense(16, activation="relu")(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    for variable in model.variables:
+        places = np.indices(variable.shape)
+        variable.assign(
+            sum(np.cos(0.3 * (n + 1) * p) for n, p in enumerate(places))
+        )
+    field = ImplicitField(width=16, depth=2, seed=0, imitation_steps=250)
+    hyper = ManifoldHyperModel(model, field, min_depth=0, smooth=False)
+    sizes = hyper.graph.full_sizes
+    deep, flat = (
+        arrays(field.generate((*sizes[:-1], depth))) for depth in (3, 0)
+    )
+    # Of what both have: the first and the last layer.
+    for index in (0, -2):
+        wanted = weights_of(hyper.graph)[index]
+        far, near = (np.std(made[index] - wanted) for made in (flat, deep))
+        assert far < 2.0 * near
+
+
+def test_imitation_leaves_random_numbers_alone():
+    states = []
+    model = smooth_mlp()
+    for steps in (0, 2):
+        keras.utils.set_random_seed(1)
+        field = ImplicitField(width=8, depth=1, imitation_steps=steps)
+        hyper = ManifoldHyperModel(model, field)
+        states.append(ops.convert_to_numpy(hyper.seed_generator.state))
+    np.testing.assert_array_equal(*states)
 
 
 def test_imitation_is_the_same_for_the_same_seed(near_and_far):
