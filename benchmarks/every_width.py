@@ -59,7 +59,6 @@ class Task:
             none stay.
         trained, tested: Ratios: the range of the training, and the test.
         beyond: Ratios between and below those, tested too.
-        paces: Factors of the learning rate, of methods that need another.
     """
 
     dataset: str
@@ -75,7 +74,6 @@ class Task:
     trained: tuple = (0.25, 1.0)
     tested: tuple = (1.0, 0.75, 0.5, 0.25)
     beyond: tuple = (0.6, 0.1875)
-    paces: dict = dataclasses.field(default_factory=dict)
 
 
 def _resnet(depth, shortcut="conv"):
@@ -113,11 +111,6 @@ TASKS = {
         pretrained="resnet20_cifar10.npz",
         frozen="stage3_block1_relu2",
         trained=(0.5, 1.0),
-        # A small step of a network over coordinates moves all weights.
-        paces={
-            "implicit imitating": 0.1,
-            "implicit imitating, noise 2": 0.1,
-        },
     ),
 }
 
@@ -169,6 +162,9 @@ IMITATING = {
     "implicit imitating": _imitating(noise=1.0),
     "implicit imitating, noise 2": _imitating(noise=2.0),
 }
+# Factors of the learning rate: a small step of a network over coordinates
+# moves all weights away from where they began.
+PACES = dict.fromkeys(IMITATING, 0.1)
 SINGLE = ("individual", "distilled")
 PRUNED = ("l1", "l2", "taylor", "hessian", "random")
 # With as many steps of training after the cut as a field has.
@@ -320,9 +316,9 @@ class Bench:
             *self.train, self.task.augment, self.options.seed, self.body
         )
 
-    def fit(self, model, epochs, name):
+    def fit(self, model, epochs, name, pace=1.0):
         """Trains, from the last checkpoint of that name if there is one."""
-        compiled(model, self.optimizer(epochs, name)).fit(
+        compiled(model, self.optimizer(epochs, name, pace)).fit(
             self.batches(),
             epochs=epochs,
             shuffle=False,  # The dataset shuffles itself.
@@ -335,10 +331,10 @@ class Bench:
         )
         return model
 
-    def optimizer(self, epochs, name):
-        """That of the task."""
+    def optimizer(self, epochs, name, pace):
+        """That of the task, at a share of its learning rate."""
         task, steps = self.task, epochs * self.steps
-        rate = task.rate * task.paces.get(name.replace("-", " "), 1.0)
+        rate = task.rate * pace
         schedule = keras.optimizers.schedules.CosineDecay
         ema = {"use_ema": name == "EMA"}
         if task.adam:
@@ -465,7 +461,7 @@ class Bench:
         print(json.dumps(row), flush=True)
         return row
 
-    def hypermodel(self, method):
+    def hypermodel(self, method, **options):
         seed = self.options.seed
         keras.utils.set_random_seed(seed)
         return nm.ManifoldHyperModel(
@@ -473,16 +469,18 @@ class Bench:
             seed=seed,
             layers=self.task.layers,
             **MANIFOLDS[method](seed, self.task.trained[0]),
+            **options,
         )
 
     def manifold(self, method):
         path = self.folder / f"{method.replace(' ', '-')}.keras"
-        step = self.step_time(self.hypermodel(method))
+        step = self.step_time(self.hypermodel(method, imitate=False))
         if path.exists():
             hyper = keras.saving.load_model(path)
         else:
             hyper = self.hypermodel(method)
-            self.fit(hyper, self.task.epochs, path.stem).save(path)
+            pace = PACES.get(method, 1.0)
+            self.fit(hyper, self.task.epochs, path.stem, pace).save(path)
         rows, inputs = [], self.as_trained()
         for ratio in (*self.task.tested, *self.task.beyond):
             model = hyper.morph(ratio)
@@ -566,7 +564,7 @@ class Bench:
             **kind(method),
             "seed": self.options.seed,
             **self.budget(),
-            "pace": self.task.paces.get(method, 1.0),
+            "pace": PACES.get(method, 1.0),
             "minutes": round((time.perf_counter() - start) / 60, 1),
             **provenance(),
         }

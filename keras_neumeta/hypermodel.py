@@ -28,6 +28,7 @@ from keras_neumeta.graph import (
     resize,
     sizes_at,
     trace,
+    with_depth,
 )
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
@@ -382,8 +383,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         else:
             sizes = sizes_at(self.graph, ratio, limit)
         if depth is not None:
-            channels = sizes[: self.graph.depth_place]
-            sizes = ops.concatenate([channels, ops.reshape(depth, (1,))])
+            sizes = with_depth(self.graph, sizes, depth)
         return sizes, limit
 
     def draw_offsets(self, sizes, noise=None, seed=None):

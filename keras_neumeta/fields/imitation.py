@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_neumeta.backends import num_replicas
 from keras_neumeta.fields.interpolation import interpolate_weights
-from keras_neumeta.graph import sizes_at
+from keras_neumeta.graph import sizes_at, with_depth
 
 RATE = 3e-3
 
@@ -77,6 +77,5 @@ class _Imitation(keras.Model):
             number = len(graph.blocks)
             depth = ops.floor(draws[2] * (number + 1))
             depth = ops.cast(ops.where(full, float(number), depth), "int32")
-            place = graph.depth_place
-            sizes = ops.concatenate([sizes[:place], ops.reshape(depth, (1,))])
+            sizes = with_depth(graph, sizes, depth)
         return sizes

@@ -17,3 +17,4 @@ from keras_neumeta.graph.rules import (
 )
 from keras_neumeta.graph.rules import register_rule as register_rule
 from keras_neumeta.graph.sizes import sizes_at as sizes_at
+from keras_neumeta.graph.sizes import with_depth as with_depth

@@ -100,6 +100,12 @@ def sizes_at(graph, ratio, limit=None):
     return sizes
 
 
+def with_depth(graph, sizes, depth):
+    """Sizes with another number of kept blocks, all of them tensors."""
+    channels = sizes[: graph.depth_place]
+    return ops.concatenate([channels, ops.reshape(depth, (1,))])
+
+
 def _all_blocks(graph):
     return graph.full_sizes[len(graph.groups) :]
 
