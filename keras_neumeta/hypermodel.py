@@ -30,6 +30,7 @@ from keras_neumeta.graph import (
     trace,
     with_depth,
 )
+from keras_neumeta.input_moments import InputMoments
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
 from keras_neumeta.serialization import (
@@ -257,12 +258,28 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 self._constant("reference", value) for value in values["weight"]
             ]
         self.seed_generator = keras.random.SeedGenerator(seed)
-        for ratio in sampler.static_ratios:
-            self.networks.prepare(self.graph.sizes(ratio))
+        self.moments = []
+        fixed, limits, sources = (
+            list(dict.fromkeys(map(self.graph.sizes, ratios)))
+            for ratios in (
+                sampler.static_ratios,
+                sampler.limits,
+                sampler.sources,
+            )
+        )
+        for sizes in fixed:
+            moments = None
+            if sizes in sources:
+                moments = InputMoments(name=f"moments_{len(self.moments)}")
+                moments.attach(self.graph, sizes)
+                self.moments.append(moments)
+            self.networks.prepare(sizes, moments)
             if min_depth is not None:
-                self.networks.prepare_within(self.graph.sizes(ratio))
-        for ratio in sampler.limits:
-            self.networks.prepare_within(self.graph.sizes(ratio))
+                self.networks.prepare_within(
+                    sizes, None if sizes in limits else moments
+                )
+        for sizes in limits:
+            self.networks.prepare_within(sizes)
         self.networks.set_states(values["state"])
         self.trackers = {
             name: keras.metrics.Mean(name=name) for name in self._loss_terms()

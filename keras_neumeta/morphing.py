@@ -7,6 +7,7 @@ from keras import ops
 from keras_neumeta.calibration import measure
 from keras_neumeta.graph import assign, call_once, resize
 from keras_neumeta.graph.sizes import sizes_from_names
+from keras_neumeta.reduction import reduce_channels, source_of
 
 
 def choose_sizes(
@@ -93,11 +94,16 @@ def morph(
             "Argument `noise` must be a finite number of channels, at least "
             f"0. Received: noise={noise}"
         )
-    weights = _average_weights(hyper, sizes, samples, noise)
+    source, start = source_of(hyper, sizes)
+    weights = _average_weights(hyper, start, samples, noise)
     statistics = [
         ops.convert_to_numpy(v)
-        for v in hyper.statistics.generate(sizes, weights)
+        for v in hyper.statistics.generate(start, weights)
     ]
+    if source is not None:
+        weights, statistics = reduce_channels(
+            hyper.graph, source, start, sizes, weights, statistics
+        )
     states = [ops.convert_to_numpy(v) for v in hyper.states]
     values = hyper.networks.full.merge(weights, statistics, states)
     before = None

@@ -18,9 +18,12 @@ class Network:
             Axis)`; see `keras_neumeta.graph.resize`.
         within: Whether it is given weights and statistics of the target's
             full shapes, of which it needs the part of its own sizes.
+        moments: `InputMoments` that measure each batch of the training.
     """
 
-    def __init__(self, model, graph, sizes, presence=(), within=False):
+    def __init__(
+        self, model, graph, sizes, presence=(), within=False, moments=None
+    ):
         self.model = model
         self.roles = [layout.role for layout in graph.layouts]
         extra = {id(variable) for variable, _ in presence}
@@ -44,10 +47,14 @@ class Network:
             for number, each in enumerate(graph.normalized_sums)
             if each.layout.exists_at(sizes)
         ]
+        self._moments = moments
         self._runner = model
-        if self.normalized_sums:
-            names = [each.layer for _, each in self.normalized_sums]
-            self._runner = with_inputs(model, names)
+        watched = [each.layer for _, each in self.normalized_sums]
+        if moments is not None:
+            watched += moments.layers
+        self._watched = list(dict.fromkeys(watched))
+        if self._watched:
+            self._runner = with_inputs(model, self._watched)
         variables = self._runner.trainable_variables
         self.trainable = [place[id(v)] for v in variables]
         variables = self._runner.non_trainable_variables
@@ -59,6 +66,7 @@ class Network:
             for place, layout in enumerate(graph.statistics)
             if presence and layout.block is not None
         ]
+        self._gated_sums = bool(presence and graph.blocks)
         # Weights of such blocks: place among the variables, and block.
         self._silenced = [
             (place, layout.block)
@@ -127,10 +135,14 @@ class Network:
             return_losses=True,
         )
         means = statistics[self.roles.count("statistic") :]
-        if self.normalized_sums:
-            outputs, measured = outputs
+        if self._watched:
+            outputs, read = outputs
+            read = dict(zip(self._watched, read, strict=True))
             if training and means:
-                means = self._moved(means, measured)
+                means = self._moved(means, read)
+            if training and self._moments is not None:
+                depth = sizes[-1] if self._gated_sums else None
+                self._moments.update(read, depth)
         for n, value in zip(self.others, others, strict=True):
             values[n] = value
         for n, (index, value) in enumerate(zip(self.members, values)):
@@ -147,13 +159,11 @@ class Network:
                 new[place] = ops.where(here, new[place], statistics[place])
         return outputs, new, by_role["state"], losses
 
-    def _moved(self, means, measured):
+    def _moved(self, means, read):
         """The moving means of the inputs, after a batch of these inputs."""
         moved = list(means)
-        for n, ((number, each), x) in enumerate(
-            zip(self.normalized_sums, measured, strict=True)
-        ):
-            new = each.measure(x)
+        for n, (number, each) in enumerate(self.normalized_sums):
+            new = each.measure(read[each.layer])
             if self._mean_parts:
                 new = self._mean_parts[n].pad(new)
             kept = each.momentum
@@ -183,19 +193,36 @@ class Networks:
         self._smaller = {}
         self._within = {graph.full_sizes: masked}
 
-    def prepare_within(self, sizes):
-        """Builds the network of a limit; not possible in a compiled step."""
+    def prepare_within(self, sizes, moments=None):
+        """Builds the network of a limit; not possible in a compiled step.
+
+        Args:
+            sizes: See above.
+            moments: `InputMoments` that it shall measure, if any: all that it
+                computes is of these sizes then, but for the blocks.
+        """
         if sizes not in self._within:
             model, presence = resize(self.graph, sizes, masked=True)
             self._within[sizes] = Network(
-                model, self.graph, sizes, presence, within=True
+                model, self.graph, sizes, presence, within=True, moments=moments
             )
 
-    def prepare(self, sizes):
-        """Builds the network of a size; not possible in a compiled step."""
-        if sizes != self.graph.full_sizes and sizes not in self._smaller:
-            model = resize(self.graph, sizes)
-            self._smaller[sizes] = Network(model, self.graph, sizes)
+    def prepare(self, sizes, moments=None):
+        """Builds the network of a size; not possible in a compiled step.
+
+        Args:
+            sizes: See above.
+            moments: `InputMoments` that it shall measure, if any.
+        """
+        if sizes == self.graph.full_sizes:
+            if moments is not None:
+                self.full = Network(
+                    self.graph.model, self.graph, sizes, moments=moments
+                )
+        elif sizes not in self._smaller:
+            self._smaller[sizes] = Network(
+                resize(self.graph, sizes), self.graph, sizes, moments=moments
+            )
 
     def set_states(self, values):
         """Gives all networks the states that layers derive others from.

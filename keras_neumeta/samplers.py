@@ -24,7 +24,8 @@ class SizeSampler(keras.layers.Layer):
     """Draws the ratios (kept widths) of one training step.
 
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
-    `num_sizes`, the number of ratios that `sample` returns.
+    `num_sizes`, the number of ratios that `sample` returns. One that draws
+    random ratios by other means than `next` sets `random`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -80,6 +81,22 @@ class SizeSampler(keras.layers.Layer):
     def limits(self):
         """Ratios below 1 that random ratios of a step never exceed."""
         return ()
+
+    @property
+    def sources(self):
+        """Fixed ratios from which sizes follow that no step has trained.
+
+        Those below the smallest one and, without random ratios, those in
+        between.
+        """
+        if self.random:
+            return tuple(r for r in self.static_ratios if r == self.min_ratio)
+        return tuple(self.static_ratios)
+
+    @property
+    def random(self):
+        """Whether random ratios train all sizes of the range."""
+        return self.num_draws > 0
 
     def next(self):
         """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""

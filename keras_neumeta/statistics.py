@@ -98,17 +98,7 @@ class StatisticsField(keras.layers.Layer):
         for number, bundle in enumerate(self.bundles):
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             value = np.broadcast_to(value, (len(self.size_knots), *value.shape))
-            # Each replica measures its part of the batch; outside of a step
-            # their mean is read. `add_weight` cannot say so.
-            with keras.name_scope(self.name):
-                variable = keras.Variable(
-                    value.copy(),
-                    dtype="float32",
-                    trainable=False,
-                    synchronization="on_read",
-                    aggregation="mean",
-                    name=f"knots_{number}",
-                )
+            variable = measured(self, value.copy(), f"knots_{number}")
             self.knots.append(variable)
         self.built = True
 
@@ -235,6 +225,23 @@ class StatisticsField(keras.layers.Layer):
             "num_knots": self.num_knots,
             "stretch": self.stretch,
         }
+
+
+def measured(layer, value, name):
+    """A variable of a layer for what training measures.
+
+    Each replica measures its part of the batch; outside of a step their mean
+    is read. `add_weight` cannot say so.
+    """
+    with keras.name_scope(layer.name):
+        return keras.Variable(
+            value,
+            dtype="float32",
+            trainable=False,
+            synchronization="on_read",
+            aggregation="mean",
+            name=name,
+        )
 
 
 def _finite(change):

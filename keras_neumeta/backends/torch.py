@@ -30,6 +30,7 @@ class GradientStep:
         with torch.no_grad():
             _average([g for g in gradients if g is not None])
             _average([v.value for v in self.statistics.knots])
+            _average([v.value for m in self.moments for v in m.variables])
             self.optimizer.apply(gradients, variables)
             logs = self.step_logs(x, y, y_pred, sample_weight)
             # Or a callback might stop one process and let the others wait.

@@ -9,7 +9,7 @@ import keras
 from keras_neumeta.graph.blocks import blocks_of_variables, find_blocks
 from keras_neumeta.graph.functional import function_of
 from keras_neumeta.graph.masking import gates
-from keras_neumeta.graph.moments import find_normalized_sums
+from keras_neumeta.graph.moments import find_sums
 from keras_neumeta.graph.rules import find_rule
 from keras_neumeta.graph.sizes import (
     at_depth,
@@ -30,8 +30,9 @@ class ChannelGraph:
         groups: List of `ChannelGroup`.
         layouts: List of `VariableLayout`, in the order of
             `model.variables`.
-        normalized_sums: Tuple of `NormalizedSum`: where batch norm
-            follows a sum over changing channels.
+        sums: Tuple of `LinearSum`: the sums over changing channels.
+        normalized_sums: Tuple of `NormalizedSum`: one for each batch norm
+            that follows one of them.
         blocks: Tuple of `Block`: what may be left out, in the order in which
             it is kept.
 
@@ -59,7 +60,7 @@ class ChannelGraph:
         self.resizes = resizes
         self.masks = {**masks, **gates(blocks, len(groups))}
         self.blocks = blocks
-        self.normalized_sums = find_normalized_sums(
+        self.sums, self.normalized_sums = find_sums(
             function_of(model), model.variables, layouts, groups
         )
         weights = {id(v) for v in model.weights}
@@ -174,7 +175,7 @@ class ChannelGraph:
         """The axes of a variable at `sizes`, which may be above the full.
 
         Args:
-            layout: One of `layouts` or of those of `normalized_sums`.
+            layout: One of `layouts` or of those of `sums`.
             sizes: See above.
 
         Returns:
@@ -192,7 +193,7 @@ class ChannelGraph:
             if here is layout:
                 return there.axes
         # The larger network may have more of these: there, all layers change.
-        layouts = {s.layout.path: s.layout for s in larger.normalized_sums}
+        layouts = {s.layout.path: s.layout for s in larger.sums}
         return layouts[layout.path].axes
 
     def _larger(self, sizes):

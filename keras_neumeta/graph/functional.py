@@ -18,13 +18,41 @@ def function_of(model):
 def single_calls(function):
     """Dict from the id of each operation that is called once to its node.
 
-    Calls inside of nested models are not looked at.
+    Without those that a nested model calls too.
     """
     calls: dict = {}
+    nested = set()
+    for node in nodes_of(function):
+        operation = node.operation
+        calls.setdefault(id(operation), []).append(node)
+        if isinstance(operation, keras.Model):
+            inner = operation._flatten_layers(include_self=False)
+            nested.update(map(id, inner))
+    return {
+        key: nodes[0]
+        for key, nodes in calls.items()
+        if len(nodes) == 1 and key not in nested
+    }
+
+
+def readers_of(function):
+    """Dict from the id of each tensor to those of the nodes that read it.
+
+    The output of the network counts as read by `None`.
+    """
+    readers: dict = {}
+    for node in nodes_of(function):
+        for x in node.input_tensors:
+            readers.setdefault(id(x), []).append(id(node))
+    for x in function.outputs:
+        readers.setdefault(id(x), []).append(None)
+    return readers
+
+
+def nodes_of(function):
+    """The calls of a functional graph."""
     for nodes in function._nodes_by_depth.values():
-        for node in nodes:
-            calls.setdefault(id(node.operation), []).append(node)
-    return {key: nodes[0] for key, nodes in calls.items() if len(nodes) == 1}
+        yield from nodes
 
 
 def normalized_layers(function):

@@ -1,4 +1,4 @@
-"""What the moments of a sum over channels follow from.
+"""Sums over channels that change, and what their moments follow from.
 
 Batch norm behind a linear layer keeps the mean and the variance of sums over
 input channels. From one size to the next they jump: each channel adds its own
@@ -16,40 +16,48 @@ from keras import layers, ops
 from keras_neumeta.graph.functional import (
     function_of,
     normalized_layers,
+    readers_of,
     single_calls,
 )
 from keras_neumeta.graph.layout import VariableLayout
 from keras_neumeta.graph.rules.registry import channel_axis, has_plain_weights
 
+_DISTURBING = (
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+)
 _LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
 
 @dataclasses.dataclass(frozen=True)
-class NormalizedSum:
-    """The sums of a linear layer that batch norm follows.
+class LinearSum:
+    """The sums of a linear layer over input channels that change.
 
     Attributes:
         layer: Name of the linear layer.
         kernel: Place of its kernel among the weights.
-        mean, variance: Places of the moving mean and variance among the
-            statistics.
+        bias: Place of its bias, or `None`.
         layout: `VariableLayout` of the mean input, one value per channel.
         taps: How much of the input each kernel position sees: below 1 where
             it reaches into the padding. `(positions,)`, one for `Dense`.
         axis: Channel axis of the input.
-        momentum: Of the moving statistics.
-        epsilon: Variance that counts as none.
+        number: Channel axis of the input in the kernel.
+        normalized: Whether nothing but batch norm reads the sums, which
+            therefore may be moved by a constant.
     """
 
     layer: str
     kernel: int
-    mean: int
-    variance: int
+    bias: int | None
     layout: VariableLayout
     taps: np.ndarray
     axis: int
-    momentum: float
-    epsilon: float
+    number: int
+    normalized: bool
 
     def measure(self, inputs):
         """Mean of a batch of inputs, `(channels,)`."""
@@ -62,14 +70,31 @@ class NormalizedSum:
         kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
         return ops.matmul(ops.reshape(seen, (1, -1)), kernel)[0]
 
+
+@dataclasses.dataclass(frozen=True)
+class NormalizedSum(LinearSum):
+    """Such sums that batch norm follows.
+
+    Attributes:
+        mean, variance: Places of the moving mean and variance among the
+            statistics.
+        momentum: Of the moving statistics.
+        epsilon: Variance that counts as none.
+    """
+
+    mean: int
+    variance: int
+    momentum: float
+    epsilon: float
+
     def predict_variance(self, kernel):
         """Variance of the sums but for a factor, plus `epsilon`."""
         axes = list(range(len(kernel.shape) - 1))
         return ops.sum(ops.square(kernel), axis=axes) + self.epsilon
 
 
-def find_normalized_sums(function, variables, layouts, groups):
-    """The sums whose moments follow from the weights of a size.
+def find_sums(function, variables, layouts, groups):
+    """The sums over channels that change, of linear layers called once.
 
     Args:
         function: The functional graph of a network.
@@ -77,19 +102,23 @@ def find_normalized_sums(function, variables, layouts, groups):
         groups: Its channel groups.
 
     Returns:
-        Tuple of `NormalizedSum`.
+        Tuple of `LinearSum`, and tuple of `NormalizedSum`, one for each batch
+        norm that follows one of them.
     """
     place, counts = {}, {}
     for variable, layout in zip(variables, layouts, strict=True):
         number = counts.get(layout.role, 0)
         counts[layout.role] = number + 1
         place[id(variable)] = number, layout
-    found = []
+    norms: dict = {}
     for call, following in normalized_layers(function):
-        linear, norm = call.operation, following.operation
-        if type(norm) is not layers.BatchNormalization or not norm.trainable:
-            continue
-        if not _is_plain(linear) or norm.moving_mean is None:
+        if _measures(following.operation):
+            norms.setdefault(id(call), []).append(following)
+    readers = readers_of(function)
+    sums, normalized = [], []
+    for call in single_calls(function).values():
+        linear = call.operation
+        if not _is_plain(linear):
             continue
         number, kernel = place[id(linear.kernel)]
         if kernel.role != "weight":
@@ -102,31 +131,55 @@ def find_normalized_sums(function, variables, layouts, groups):
             continue  # The sums are over the same channels at every size.
         given, made = call.input_tensors[0].shape, call.outputs[0].shape
         channels = channel_axis(linear, len(given))
-        found.append(
-            NormalizedSum(
-                layer=linear.name,
-                kernel=number,
-                mean=place[id(norm.moving_mean)][0],
-                variance=place[id(norm.moving_variance)][0],
-                layout=VariableLayout(
-                    path=f"{linear.name}/mean_input",
-                    shape=(len(axis),),
-                    axes={0: axis},
-                    role="statistic",
-                    trainable=False,
-                    block=kernel.block,
-                ),
-                taps=_taps(linear, given, made, channels),
-                axis=channels,
-                momentum=norm.momentum,
-                epsilon=norm.epsilon,
+        following = norms.get(id(call), [])
+        known = {
+            "layer": linear.name,
+            "kernel": number,
+            "bias": place[id(linear.bias)][0] if linear.use_bias else None,
+            "layout": VariableLayout(
+                path=f"{linear.name}/mean_input",
+                shape=(len(axis),),
+                axes={0: axis},
+                role="statistic",
+                trainable=False,
+                block=kernel.block,
+            ),
+            "taps": _taps(linear, given, made, channels),
+            "axis": channels,
+            "number": rank - 2,
+            "normalized": {id(node) for node in following}
+            == set(readers.get(id(call.outputs[0]), ())),
+        }
+        sums.append(LinearSum(**known))
+        for norm in (node.operation for node in following):
+            normalized.append(
+                NormalizedSum(
+                    **known,
+                    mean=place[id(norm.moving_mean)][0],
+                    variance=place[id(norm.moving_variance)][0],
+                    momentum=norm.momentum,
+                    epsilon=norm.epsilon,
+                )
             )
-        )
-    return tuple(sorted(found, key=lambda total: total.mean))
+    return (
+        tuple(sorted(sums, key=lambda each: each.kernel)),
+        tuple(sorted(normalized, key=lambda each: each.mean)),
+    )
+
+
+def _measures(norm):
+    """Whether it is a batch norm that keeps the moments of what it is given."""
+    return (
+        type(norm) is layers.BatchNormalization
+        and norm.trainable
+        and norm.moving_mean is not None
+    )
 
 
 def with_inputs(model, names):
-    """A network that also returns the inputs of the layers of these names.
+    """A network that also returns what the layers of these names are given.
+
+    Before dropout and noise of the training, if there are any.
 
     Args:
         model: Sequential or functional `keras.Model`.
@@ -139,8 +192,17 @@ def with_inputs(model, names):
     """
     function = function_of(model)
     calls = {n.operation.name: n for n in single_calls(function).values()}
-    inputs = [calls[name].input_tensors[0] for name in names]
+    inputs = [_undisturbed(calls[name].input_tensors[0]) for name in names]
     return keras.Model(function.input, [function.output, inputs])
+
+
+def _undisturbed(x):
+    """The tensor before dropout and the like, which keep its mean."""
+    while True:
+        operation, node, _ = x._keras_history
+        if not isinstance(operation, _DISTURBING):
+            return x
+        (x,) = operation._inbound_nodes[node].input_tensors
 
 
 def _is_plain(layer):

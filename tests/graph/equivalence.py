@@ -15,8 +15,10 @@ from keras_neumeta import (
     total_variation,
     trace,
 )
-from keras_neumeta.graph import resize
+from keras_neumeta.graph import resize, with_inputs
+from keras_neumeta.input_moments import InputMoments
 from keras_neumeta.network import Network, Networks
+from keras_neumeta.reduction import reduce_channels
 from keras_neumeta.statistics import StatisticsField
 
 from .strategies import batch, randomize
@@ -38,7 +40,7 @@ def outputs(model, x):
 def by_role(model, graph):
     values = {"weight": [], "statistic": [], "state": []}
     for variable, layout in zip(model.variables, graph.layouts, strict=True):
-        values[layout.role].append(ops.convert_to_numpy(variable))
+        values[layout.role].append(np.array(ops.convert_to_numpy(variable)))
     return values
 
 
@@ -318,6 +320,46 @@ def variances_of_sums(model, graph, sizes):
         value = crop(layout, value / full, sizes) * small - each.epsilon
         found[id(layout)] = np.maximum(value, 0.0)
     return found
+
+
+def measured(graph, x):
+    """`InputMoments` of one batch through the full size."""
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    if moments.layers:
+        runner = with_inputs(graph.model, moments.layers)
+        _, read = compiled(lambda x: runner(x, training=False))(x)
+        moments.update(dict(zip(moments.layers, read, strict=True)))
+    return moments
+
+
+def check_reduced(model, graph, sizes):
+    """Channels that nothing sums over go, and nothing else changes."""
+    values = by_role(model, graph)
+    for layout, value in zip(
+        by_layout(graph)["weight"], values["weight"], strict=True
+    ):
+        for number in set(layout.summed) & set(layout.axes):
+            axis = layout.axes[number]
+            gone = axis.channels >= np.array(sizes)[axis.groups]
+            value[(*[slice(None)] * number, gone)] = 0.0
+    x = keras.tree.map_structure(ops.convert_to_tensor, batch(model))
+    weights, statistics = reduce_channels(
+        graph,
+        measured(graph, x),
+        graph.full_sizes,
+        sizes,
+        values["weight"],
+        values["statistic"],
+    )
+    for role, results in ("weight", weights), ("statistic", statistics):
+        for layout, value, result in zip(
+            by_layout(graph)[role], values[role], results, strict=True
+        ):
+            expected = crop(layout, value, sizes)
+            np.testing.assert_allclose(
+                result, expected, rtol=1e-5, atol=1e-5, err_msg=layout.path
+            )
 
 
 def check_counts(graph, sizes):

@@ -16,6 +16,7 @@ from .equivalence import (
     check_gradients,
     check_masked_equals_small,
     check_morphed,
+    check_reduced,
     check_smooth,
 )
 from .strategies import draw_network, draw_sizes, randomize
@@ -176,3 +177,9 @@ def test_random_weights_reach_every_variable():
     randomize(model, 0)
     for variable in model.variables:
         assert np.std(ops.convert_to_numpy(variable)) > 0
+
+
+@few
+@hypothesis.given(st.data())
+def test_channels_that_nothing_reads_are_cut(data):
+    check_reduced(*draw_all(data.draw))

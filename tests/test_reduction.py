@@ -1,0 +1,413 @@
+"""Networks smaller than those trained."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_neumeta import (
+    AnchoredField,
+    ManifoldHyperModel,
+    Sandwich,
+    Switches,
+    Uniform,
+    input_moments,
+    trace,
+)
+from keras_neumeta.input_moments import InputMoments
+from keras_neumeta.reduction import (
+    kept_channels,
+    reduce_channels,
+    replacement,
+)
+
+from .graph.equivalence import assert_same
+
+
+def outputs(model, x):
+    return model.predict(x, verbose=0)
+
+
+def residual_network():
+    """Channels that are added, normalized, flattened and concatenated."""
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="stem")(inputs)
+    y = layers.Conv2D(12, 3, padding="same", use_bias=False, name="inner")(x)
+    y = layers.ReLU()(layers.BatchNormalization(name="norm")(y))
+    y = layers.Conv2D(8, 1, name="outer")(y)
+    x = layers.Add()([x, y])
+    y = layers.Conv2D(4, 1, activation="relu", name="branch")(x)
+    x = layers.Concatenate()([x, y])
+    x = layers.BatchNormalization(name="last_norm")(x)
+    x = layers.Dense(8, activation="relu", name="dense")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(3, use_bias=False, name="head")(x))
+
+
+def with_copies(model):
+    """Gives every second channel of each group the weights of the first."""
+    random = np.random.default_rng(0)
+    graph = trace(model)
+    for variable, layout in zip(model.variables, graph.layouts, strict=True):
+        value = random.uniform(0.5, 1.0, variable.shape)
+        if layout.role == "weight":
+            value = random.normal(size=variable.shape) / 3
+        for number, axis in layout.axes.items():
+            if number in layout.summed:
+                continue
+            first = [
+                np.flatnonzero(
+                    (axis.groups == group)
+                    & (axis.blocks == block)
+                    & (axis.channels == channel - channel % 2)
+                )[0]
+                for group, block, channel in zip(
+                    axis.groups, axis.blocks, axis.channels, strict=True
+                )
+            ]
+            value = np.take(value, first, axis=number)
+        variable.assign(value.astype("float32"))
+    return model
+
+
+def trained_at_rest(model, **arguments):
+    """A hypermodel that has seen data and learned nothing."""
+    arguments = {
+        "sampler": Sandwich(0.5, num_fixed=2, num_random=0),
+        "field": AnchoredField(),
+        "smooth": False,
+        **arguments,
+    }
+    hyper = ManifoldHyperModel(model, **arguments)
+    hyper.compile(keras.optimizers.SGD(0.0), "mse")
+    random = np.random.default_rng(1)
+    x = random.normal(size=(256, 6, 6, 2)).astype("float32")
+    y = random.normal(size=(256, 3)).astype("float32")
+    hyper.fit(x, y, batch_size=64, epochs=25, verbose=0)
+    return hyper, x
+
+
+def test_channels_that_repeat_others_go_without_a_trace():
+    """Residual streams, batch norm, flattened and concatenated channels."""
+    hyper, x = trained_at_rest(with_copies(residual_network()))
+    half, quarter = hyper.morph(0.5), hyper.morph(0.25)
+    assert quarter.count_params() < 0.5 * half.count_params()
+    # Up to the ridge.
+    assert_same(outputs(half, x), outputs(quarter, x), tolerance=5e-3)
+    # In between, from the full size.
+    full, between = hyper.morph(1.0), hyper.morph(0.75)
+    assert between.count_params() < 0.8 * full.count_params()
+    assert_same(outputs(full, x), outputs(between, x), tolerance=5e-3)
+
+
+def test_survives_saving(tmp_path):
+    hyper, x = trained_at_rest(residual_network())
+    hyper.save(tmp_path / "hyper.keras")
+    again = keras.saving.load_model(tmp_path / "hyper.keras")
+    one, other = hyper.morph(0.25), again.morph(0.25)
+    np.testing.assert_array_equal(outputs(one, x), outputs(other, x))
+
+
+def test_trained_sizes_are_the_fields_own():
+    """Random sizes are drawn: only those below the smallest are reduced."""
+    hyper, x = trained_at_rest(
+        residual_network(), sampler=Sandwich(0.5, num_fixed=2, bands=1)
+    )
+    untrained = ManifoldHyperModel(
+        hyper.graph.model, AnchoredField(), smooth=False
+    )
+    for ratio in (1.0, 0.75, 0.5):
+        for one, other in zip(
+            hyper.morph(ratio).trainable_variables,
+            untrained.morph(ratio).trainable_variables,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(
+                ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+            )
+    one, other = hyper.morph(0.25), untrained.morph(0.25)
+    assert np.abs(outputs(one, x) - outputs(other, x)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "sampler, sources",
+    [
+        (Sandwich(0.25), (0.25,)),
+        (Sandwich(0.25, num_random=0), (1.0, 0.75, 0.5, 0.25)),
+        (Switches((1.0, 0.5)), (1.0, 0.5)),
+        (Uniform(0.25), ()),
+    ],
+)
+def test_sources(sampler, sources):
+    assert sampler.sources == sources
+
+
+def test_a_ratio_per_group():
+    """Groups above the smallest size keep theirs, the others are reduced."""
+    hyper, x = trained_at_rest(
+        residual_network(), sampler=Sandwich(0.5, num_fixed=2, bands=1)
+    )
+    model = hyper.morph({"inner": 0.25, "dense": 0.75})
+    kernels = {v.path: tuple(v.shape) for v in model.trainable_variables}
+    assert kernels["inner/kernel"] == (3, 3, 8, 3)
+    assert kernels["dense/kernel"][-1] == 6
+    assert np.isfinite(outputs(model, x)).all()
+
+
+@pytest.fixture
+def nothing_shrinks(monkeypatch):
+    """Few samples are taken at their word."""
+    monkeypatch.setattr(input_moments, "_shrunk", lambda products, _: products)
+
+
+def test_moments_are_those_of_the_inputs(nothing_shrinks):
+    """Means per place, products of channels over all places."""
+    graph = trace(residual_network())
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    assert moments.of("inner") is None
+    assert moments.layers == ["inner", "outer", "branch", "dense", "head"]
+    assert not moments.measured
+    random = np.random.default_rng(0)
+    shapes = {
+        "inner": (5, 4, 4, 8),
+        "outer": (5, 4, 4, 12),
+        "branch": (5, 4, 4, 8),
+        "dense": (5, 192),
+        "head": (5, 8),
+    }
+    inputs = {k: random.normal(1.0, 1.0, shape) for k, shape in shapes.items()}
+    moments.update(
+        {k: ops.convert_to_tensor(v, "float32") for k, v in inputs.items()}
+    )
+    assert moments.measured
+    by_name = {group.name: group.index for group in graph.groups}
+    flat = inputs["dense"].reshape(5 * 16, 12)
+    for layer, group, x in (
+        ("inner", "stem", inputs["inner"].reshape(-1, 8)),
+        ("dense", "stem", flat[:, :8]),
+        ("dense", "branch", flat[:, 8:]),
+    ):
+        mean, found = moments.of(layer)
+        np.testing.assert_allclose(
+            mean, inputs[layer].reshape(-1, len(mean)).mean(axis=0), atol=1e-5
+        )
+        raw, centred = found[by_name[group]]
+        np.testing.assert_allclose(raw, x.T @ x / len(x), rtol=1e-4)
+        if layer == "inner":
+            expected = np.cov(x.T, bias=True)
+        else:  # Every place has its own mean.
+            x = x.reshape(5, 16, -1)
+            x = (x - x.mean(axis=0)).reshape(80, -1)
+            expected = x.T @ x / len(x)
+        np.testing.assert_allclose(centred, expected, atol=1e-4)
+
+
+def test_the_channel_that_goes_costs_least():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(50, 6)) @ random.normal(size=(6, 6))
+    products, rows = x.T @ x / 50, random.normal(size=(6, 4))
+
+    def lost(channel):
+        stay = np.arange(6) != channel
+        made = x[:, stay] @ (replacement(products, stay).T @ rows)
+        best = x[:, stay] @ np.linalg.lstsq(x[:, stay], x @ rows, rcond=None)[0]
+        np.testing.assert_allclose(made, best, atol=1e-6)
+        return np.sum((x @ rows - made) ** 2)
+
+    kept = kept_channels([(products, rows)], 6, 5)
+    assert set(range(6)) - set(kept) == {min(range(6), key=lost)}
+    # The weights of the one that stays take over what the others did.
+    assert len(kept_channels([(products, rows)], 6, 2)) == 2
+    np.testing.assert_array_equal(kept_channels([], 6, 2), [0, 1])
+
+
+def test_moments_of_normalized_sums_follow(nothing_shrinks):
+    """Mean and variance behind a dense layer are those of what is left."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, activation="relu", name="first")(inputs)
+    x = layers.Dense(6, use_bias=False, name="sums")(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    graph = trace(model)
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    random = np.random.default_rng(0)
+    read = {
+        "sums": random.normal(1.0, 1.0, (16, 8)) @ random.normal(size=(8, 8)),
+        "head": random.normal(size=(16, 6)),
+    }
+    moments.update(
+        {k: ops.convert_to_tensor(v, "float32") for k, v in read.items()}
+    )
+    kernel = random.normal(size=(8, 6))
+    weights = [
+        np.array(ops.convert_to_numpy(v)) for v in model.trainable_variables
+    ]
+    # The bias of a channel is its number.
+    weights[1], weights[2] = np.arange(8.0), kernel
+    sums = read["sums"] @ kernel
+    weights, (mean, variance) = reduce_channels(
+        graph,
+        moments,
+        (8, 6, 2),
+        (5, 6, 2),
+        weights,
+        [sums.mean(axis=0), sums.var(axis=0)],
+    )
+    kept = weights[1].astype(int)
+    assert len(kept) == 5 and weights[2].shape == (5, 6)
+    left = read["sums"][:, kept] @ weights[2]
+    assert np.abs(left - sums).max() > 0.1
+    np.testing.assert_allclose(mean, left.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(variance, left.var(axis=0), rtol=1e-3)
+
+
+def test_the_mean_behind_a_bias_stays():
+    inputs = keras.Input((6,))
+    x = layers.Dense(6, activation="relu", name="first")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    graph = trace(model)
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    random = np.random.default_rng(0)
+    x = random.normal(1.0, 1.0, (16, 6))
+    moments.update({"head": ops.convert_to_tensor(x, "float32")})
+    kernel, bias = random.normal(size=(6, 2)), random.normal(size=2)
+    # The bias of a channel is its number.
+    weights = [np.zeros((6, 6)), np.arange(6.0), kernel, bias]
+    weights, _ = reduce_channels(graph, moments, (6, 2), (3, 2), weights, [])
+    left = x[:, weights[1].astype(int)] @ weights[2] + weights[3]
+    assert np.abs(left - (x @ kernel + bias)).max() > 0.1
+    np.testing.assert_allclose(
+        left.mean(axis=0), (x @ kernel + bias).mean(axis=0), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("samples", [40, 100, 400])
+def test_few_samples_do_no_harm(samples):
+    """Independent channels are cut; those that repeat others take over."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(samples, 64))
+    products = input_moments._shrunk(x.T @ x / samples, samples)
+    stay = np.arange(64) < 48
+    rows = random.normal(size=(64, 5))
+    handed_on = replacement(products, stay)[~stay].T @ rows[~stay]
+    assert np.sum(handed_on**2) < 0.25 * np.sum(rows[~stay] ** 2)
+    x[:, 32:] = x[:, :32]
+    products = input_moments._shrunk(x.T @ x / samples, samples)
+    share = replacement(products + 1e-6 * np.eye(64), stay)
+    share = np.diag(share[48:, 16:32])
+    assert share.min() > 0.3 and share.max() < 1.01
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_is_not_measured(rate):
+    inputs = keras.Input((6,))
+    x = layers.Dense(4, activation="relu", name="first")(inputs)
+    x = layers.Dropout(rate, seed=0)(layers.GaussianNoise(rate)(x))
+    model = with_copies(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    hyper = ManifoldHyperModel(model, sampler=Switches((1.0,)), smooth=False)
+    hyper.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
+    hyper.fit(x, x[:, :2], batch_size=128, epochs=10, verbose=0)
+    full, half = hyper.morph(1.0), hyper.morph(0.5)
+    assert_same(outputs(full, x), outputs(half, x), tolerance=5e-3)
+
+
+def test_sums_that_others_read_are_not_moved():
+    """A norm takes a constant, a sum that is read by others too does not."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(6, activation="relu", name="first")(inputs)
+    x = layers.Dense(4, use_bias=False, name="sums")(x)
+    one = layers.BatchNormalization(name="one")(x)
+    other = layers.BatchNormalization(name="other")(x)
+    x = layers.Concatenate()([one, other])
+    graph = trace(keras.Model(inputs, layers.Dense(2)(x)))
+    assert [each.normalized for each in graph.sums] == [True, False]
+    assert len(graph.normalized_sums) == 2
+    x = layers.Concatenate()([one, other, graph.model.layers[2].output])
+    graph = trace(keras.Model(inputs, layers.Dense(2)(x)))
+    assert [each.normalized for each in graph.sums] == [False, False]
+    assert len(graph.normalized_sums) == 2
+
+
+def test_layers_that_a_nested_model_calls_too_are_cut():
+    shared = layers.Dense(4, name="shared")
+    nested = keras.Sequential([keras.Input((6,)), shared], name="nested")
+    inputs = keras.Input((6,))
+    x = layers.Dense(6, activation="relu", name="first")(inputs)
+    x = layers.Add()([shared(x), nested(x)])
+    graph = trace(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    assert [each.layer for each in graph.sums] == ["head"]
+
+
+def test_sizes_that_round_to_the_same_are_trained_ones():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="relu")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    sampler = Sandwich(0.9, num_random=0)  # 8, 8, 7 and 7 channels
+    hyper = ManifoldHyperModel(model, AnchoredField(), sampler, smooth=False)
+    hyper.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    hyper.fit(x, x[:, :2], verbose=0)
+    assert [each.sizes[0] for each in hyper.moments] == [8, 7]
+    assert all(each.measured for each in hyper.moments)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(hyper.morph(0.9).weights[0]),
+        ops.convert_to_numpy(hyper.target.weights[0])[:, :7],
+    )
+
+
+def test_what_overflows_is_not_measured():
+    graph = trace(residual_network())
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    shapes = [(2, 4, 4, 8), (2, 4, 4, 12), (2, 4, 4, 8), (2, 192), (2, 8)]
+    ones = {
+        layer: np.ones(shape, "float32")
+        for layer, shape in zip(moments.layers, shapes, strict=True)
+    }
+    for factor in (1.0, np.inf, np.nan, 1e30, 1.0):
+        moments.update(
+            {k: ops.convert_to_tensor(v * factor) for k, v in ones.items()}
+        )
+    for layer in moments.layers:
+        mean, found = moments.of(layer)
+        np.testing.assert_allclose(mean, 1.0, rtol=1e-5)
+        for raw, _ in found.values():
+            np.testing.assert_allclose(np.diag(raw), 1.0, rtol=1e-5)
+
+
+def test_blocks_that_were_never_there_are_left_out_of_it():
+    inputs = keras.Input((6,))
+    x = layers.Dense(4, name="stem")(inputs)
+    for number in range(6):
+        y = layers.Dense(5, activation="relu", name=f"in{number}")(x)
+        x = layers.Add()([x, layers.Dense(4, name=f"out{number}")(y)])
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    sampler = Sandwich(0.5, num_fixed=2, bands=1, seed=0)
+    hyper = ManifoldHyperModel(model, sampler=sampler, min_depth=0, seed=0)
+    hyper.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    hyper.fit(x, x[:, :2], batch_size=16, verbose=0)
+    (moments,) = hyper.moments
+    known = [layer for layer in moments.layers if moments.of(layer)]
+    assert "head" in known and len(known) < len(moments.layers)
+    for depth in (6, 2):
+        small = hyper.morph(0.25, depth=depth)
+        assert np.isfinite(outputs(small, x)).all()
+
+
+def test_noise_teaches_the_field_what_is_below():
+    hyper, _ = trained_at_rest(
+        residual_network(), field=AnchoredField(stretch=1.0), noise=1.0
+    )
+    sizes = hyper.graph.sizes(0.25)
+    for one, other in zip(
+        hyper.morph(0.25).trainable_variables,
+        hyper.field.generate(sizes),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), rtol=1e-6
+        )
