@@ -109,8 +109,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             weights.
         noise: Coordinate noise while training: uniform within this many
             channels (1 as published, 0 for none). The full size gets none.
-            Helps sizes below those trained, costs a little at the others. For
-            fields whose neighbouring channels are alike:
+            Teaches the field sizes below those trained, at some cost to the
+            others; without it they follow from the smallest one, see `morph`.
+            For fields whose neighbouring channels are alike:
             `AnchoredField(stretch=1)`, `ImplicitField`.
         min_depth: Whether networks of fewer residual blocks are learned too,
             and of how many at least: `morph(ratio, depth=2)` has two of the
@@ -587,7 +588,10 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """Builds the plain network of a size, with weights from the field.
 
         One of `ratio`, `sizes` or a budget says which size; `depth` goes with
-        each of them.
+        each of them. Sizes below the smallest fixed one of the sampler and,
+        where it draws no random ones, between its fixed ones are the next
+        larger one of these without the channels that it misses least, its
+        other weights making up for them.
 
         Args:
             ratio: Kept width of every morphable channel group, in (0, 1]; or

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_neumeta.serialization import register_serializable
-from keras_neumeta.statistics import measured
+from keras_neumeta.statistics import measured_variable
 
 MOMENTUM = 0.99
 # Of each batch so many examples, or as many as have so many places.
@@ -47,12 +47,13 @@ class InputMoments(keras.layers.Layer):
         for number, each in enumerate(self.sums):
             axis = graph.axes_at(each.layout, sizes)[0]
             self._axes[each.layer] = axis
-            # Behind the means: a one, as averages start at zero, and the rows.
-            self._means[each.layer] = measured(
+            # Behind the means: a one, as averages start at zero, and how much
+            # a batch tells.
+            self._means[each.layer] = measured_variable(
                 self, np.zeros(len(axis) + 2, "float32"), f"mean_{number}"
             )
             self._products[each.layer] = {
-                piece.group: measured(
+                piece.group: measured_variable(
                     self,
                     np.zeros((piece.num_channels,) * 2, "float32"),
                     f"products_{number}_{piece.group}",
@@ -90,10 +91,10 @@ class InputMoments(keras.layers.Layer):
             ]
             places = math.prod(places) if None not in places else PLACES
             x = x[: max(EXAMPLES, PLACES // places)]
+            samples = ops.cast(ops.shape(x)[0] * _told(places), "float32")
             x = ops.stop_gradient(ops.cast(x, "float32"))
             x = ops.reshape(ops.moveaxis(x, each.axis, -1), (-1, len(axis)))
-            rows = ops.cast(ops.shape(x)[0], "float32")
-            mean = [ops.mean(x, axis=0), ops.stack([ops.ones(()), rows])]
+            mean = [ops.mean(x, axis=0), ops.stack([ops.ones(()), samples])]
             mean = ops.concatenate(mean)
             products = {
                 group: _products(part)
@@ -123,23 +124,29 @@ class InputMoments(keras.layers.Layer):
         count = self._count(layer)
         if count == 0.0:
             return None
-        *mean, _, rows = ops.convert_to_numpy(self._means[layer])
+        *mean, _, samples = ops.convert_to_numpy(self._means[layer])
         mean = np.array(mean, "float64") / count
-        # As many batches as if all weighed alike, and their rows.
+        # As many batches as if all weighed alike, times what one tells.
         number = count * (1 + MOMENTUM) / ((2 - count) * (1 - MOMENTUM))
-        number *= float(rows) / count
+        number *= float(samples) / count
         moments = {}
         for group, part in _parts(np, mean[None], self._axes[layer]).items():
             products = self._products[layer].get(group)
             if products is None:
                 continue
-            products = ops.convert_to_numpy(products).astype("float64") / count
-            samples = number * len(part)
-            moments[group] = tuple(
-                _shrunk(value, samples)
-                for value in (products, products - part.T @ part / len(part))
-            )
+            raw = ops.convert_to_numpy(products).astype("float64") / count
+            centred = raw - part.T @ part / len(part)
+            # A constant channel has no deviation but by rounding.
+            least = np.maximum(centred.diagonal(), 1e-6 * raw.diagonal())
+            np.fill_diagonal(centred, least)
+            seen = number * _told(len(part))
+            moments[group] = _shrunk(raw, seen), _shrunk(centred, seen)
         return mean, moments
+
+
+def _told(places):
+    """Places of one image are alike: so many of them count as samples."""
+    return min(places, 16)
 
 
 def _parts(xp, x, axis):
@@ -171,7 +178,7 @@ def _shrunk(products, samples):
     least (Schaefer and Strimmer, 2005).
     """
     size = np.sqrt(np.maximum(np.diag(products), 1e-30))
-    squares = np.square(products / np.outer(size, size))
+    squares = np.minimum(np.square(products / np.outer(size, size)), 1.0)
     np.fill_diagonal(squares, 0.0)
     chance = np.square(1.0 - squares)
     np.fill_diagonal(chance, 0.0)

@@ -66,7 +66,7 @@ class Network:
             for place, layout in enumerate(graph.statistics)
             if presence and layout.block is not None
         ]
-        self._gated_sums = bool(presence and graph.blocks)
+        self._has_depth = bool(presence and graph.blocks)
         # Weights of such blocks: place among the variables, and block.
         self._silenced = [
             (place, layout.block)
@@ -141,7 +141,7 @@ class Network:
             if training and means:
                 means = self._moved(means, read)
             if training and self._moments is not None:
-                depth = sizes[-1] if self._gated_sums else None
+                depth = sizes[-1] if self._has_depth else None
                 self._moments.update(read, depth)
         for n, value in zip(self.others, others, strict=True):
             values[n] = value

@@ -38,7 +38,7 @@ def source_of(hyper, sizes):
     if hyper.noise and least != channels:
         # Noise teaches the field what is below.
         return None, (*channels, *depth)
-    if sampler.random:
+    if sampler.covers_range:
         return (None if least == channels else known[0]), (*least, *depth)
     for each in known:
         if all(map(operator.ge, each.sizes, channels)):
@@ -132,7 +132,9 @@ class _Sum:
             group: _definite(centred if constant else raw)
             for group, (raw, centred) in found.items()
         }
-        self.deviations = {group: pair[1] for group, pair in found.items()}
+        self.deviations = {
+            group: _definite(centred) for group, (_, centred) in found.items()
+        }
 
     def compensate(self, kept, weights, statistics):
         """Hands on what the channels did; keeps the moments of the sums."""
@@ -231,7 +233,7 @@ def _readings(group, parts, weights, sums):
             products = np.eye(len(rows))
             if index in sums and number == sums[index].number:
                 products = sums[index].products.get(group, products)
-            readings.append((products, rows))
+            readings.append((products, rows @ rows.T))
     return readings
 
 
@@ -243,30 +245,73 @@ def kept_channels(readings, channels, number):
     the diagonal of the inverse of the mean products.
 
     Args:
-        readings: Pairs of the mean products of the channels, positive definite
-            `(channels, channels)`, and what each channel is multiplied by,
-            `(channels, uses)`: one for each layer that sums over them.
+        readings: One for each layer that sums over the channels, a pair of
+            `(channels, channels)`: the mean products of the channels, positive
+            definite, and the products of what they are multiplied by.
         channels: How many there are.
         number: How many shall stay.
 
     Returns:
         Sorted int array `(number,)`.
     """
-    totals = [np.sum(products * (rows @ rows.T)) for products, rows in readings]
+    readings = [
+        (products, weights / total)
+        for products, weights in readings
+        if (total := np.sum(products * weights)) > 0.0
+    ]
     stay = np.arange(channels)
     while len(stay) > number:
-        cost = np.zeros(len(stay))
-        for (products, rows), total in zip(readings, totals, strict=True):
-            if total > 0.0:
-                inverse = np.linalg.inv(products[np.ix_(stay, stay)])
-                rows = inverse @ (products[stay] @ rows)
-                cost += np.square(rows).sum(axis=1) / np.diag(inverse) / total
-        # Of many channels a few at a time. Of equals the last: fields keep the
-        # most important ones in front.
+        # Of many channels a few in each round, out of those that cost least.
         few = min(max(len(stay) // 32, 1), len(stay) - number)
-        order = np.lexsort((-stay, cost))
-        stay = np.sort(stay[order[few:]])
+        inverses, shares = [], []
+        cost = np.zeros(len(stay))
+        for products, weights in readings:
+            inverse = np.linalg.inv(products[np.ix_(stay, stay)])
+            share = inverse @ products[stay]
+            own = np.sum((share @ weights) * share, axis=1)
+            cost += own / np.diag(inverse)
+            inverses.append(inverse)
+            shares.append(share)
+        # Of equals the last: fields keep the most important ones in front.
+        most = np.lexsort((-stay, cost))[: 4 * few]
+        states = [
+            (inverse[np.ix_(most, most)], share[most] @ weights @ share[most].T)
+            for inverse, share, (_, weights) in zip(
+                inverses, shares, readings, strict=True
+            )
+        ]
+        stay = np.delete(stay, most[_cheapest(states, len(most), few)])
     return stay
+
+
+def _cheapest(states, channels, number):
+    """Which channels go, one by one, the costs of the others following.
+
+    Args:
+        states: Pairs for each reading: the inverse of the mean products and
+            the products of the weights, `(channels, channels)`.
+
+    Returns:
+        List of integers.
+    """
+    goes: list = []
+    for _ in range(number):
+        cost = np.zeros(channels)
+        for inverse, weights in states:
+            left = np.where(
+                np.isin(np.arange(channels), goes), 1.0, inverse.diagonal()
+            )
+            cost += weights.diagonal() / np.maximum(left, 1e-300)
+        cost[goes] = np.inf
+        next_ = int(np.argmin(cost))
+        goes.append(next_)
+        for inverse, weights in states:
+            share = inverse[:, next_] / inverse[next_, next_]
+            moved = np.outer(share, weights[next_])
+            square = np.outer(share, share) * weights[next_, next_]
+            weights += square - moved - moved.T
+            inverse -= np.outer(share, inverse[next_])
+    return goes
 
 
 def replacement(products, stay):

@@ -25,7 +25,7 @@ class SizeSampler(keras.layers.Layer):
 
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
     `num_sizes`, the number of ratios that `sample` returns. One that draws
-    random ratios by other means than `next` sets `random`.
+    random ratios by other means than `next` sets `covers_range`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -37,6 +37,8 @@ class SizeSampler(keras.layers.Layer):
         super().__init__(**kwargs)
         self.seed = seed
         self.num_draws = num_draws
+        # Whether random ratios train all sizes of the range.
+        self.covers_range = num_draws > 0
         # Without a seed, the one that `keras.utils.set_random_seed` sets.
         start_seed = random.randrange(2**31) if seed is None else seed
         start = np.random.default_rng(start_seed).random(max(num_draws, 1))
@@ -89,14 +91,9 @@ class SizeSampler(keras.layers.Layer):
         Those below the smallest one and, without random ratios, those in
         between.
         """
-        if self.random:
+        if self.covers_range:
             return tuple(r for r in self.static_ratios if r == self.min_ratio)
         return tuple(self.static_ratios)
-
-    @property
-    def random(self):
-        """Whether random ratios train all sizes of the range."""
-        return self.num_draws > 0
 
     def next(self):
         """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""

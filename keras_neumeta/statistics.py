@@ -98,7 +98,7 @@ class StatisticsField(keras.layers.Layer):
         for number, bundle in enumerate(self.bundles):
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             value = np.broadcast_to(value, (len(self.size_knots), *value.shape))
-            variable = measured(self, value.copy(), f"knots_{number}")
+            variable = measured_variable(self, value.copy(), f"knots_{number}")
             self.knots.append(variable)
         self.built = True
 
@@ -227,7 +227,7 @@ class StatisticsField(keras.layers.Layer):
         }
 
 
-def measured(layer, value, name):
+def measured_variable(layer, value, name):
     """A variable of a layer for what training measures.
 
     Each replica measures its part of the batch; outside of a step their mean

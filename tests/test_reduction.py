@@ -7,6 +7,8 @@ from keras import layers, ops
 
 from keras_neumeta import (
     AnchoredField,
+    Discrete,
+    Independent,
     ManifoldHyperModel,
     Sandwich,
     Switches,
@@ -135,6 +137,8 @@ def test_trained_sizes_are_the_fields_own():
         (Sandwich(0.25, num_random=0), (1.0, 0.75, 0.5, 0.25)),
         (Switches((1.0, 0.5)), (1.0, 0.5)),
         (Uniform(0.25), ()),
+        (Discrete([0.25, 1.0]), ()),
+        (Independent(0.25), (0.25,)),
     ],
 )
 def test_sources(sampler, sources):
@@ -214,10 +218,10 @@ def test_the_channel_that_goes_costs_least():
         np.testing.assert_allclose(made, best, atol=1e-6)
         return np.sum((x @ rows - made) ** 2)
 
-    kept = kept_channels([(products, rows)], 6, 5)
+    kept = kept_channels([(products, rows @ rows.T)], 6, 5)
     assert set(range(6)) - set(kept) == {min(range(6), key=lost)}
     # The weights of the one that stays take over what the others did.
-    assert len(kept_channels([(products, rows)], 6, 2)) == 2
+    assert len(kept_channels([(products, rows @ rows.T)], 6, 2)) == 2
     np.testing.assert_array_equal(kept_channels([], 6, 2), [0, 1])
 
 
@@ -300,11 +304,43 @@ def test_few_samples_do_no_harm(samples):
     assert share.min() > 0.3 and share.max() < 1.01
 
 
+@pytest.mark.parametrize("channels", [32, 128, 256])
+def test_of_copies_one_each_stays(channels):
+    """Many channels go several at a time, not all of the same."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, channels // 2))[:, np.arange(channels) // 2]
+    readings = []
+    for uses in (5, 9):
+        rows = random.normal(size=(channels, uses))
+        products = x.T @ x / len(x) + 1e-6 * np.eye(channels)
+        readings.append((products, rows @ rows.T))
+    kept = kept_channels(readings, channels, channels // 2)
+    assert len(set(kept // 2)) == channels // 2
+
+
+def test_constant_channels_hide_nothing():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="relu", name="first")(inputs)
+    graph = trace(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    moments = InputMoments()
+    moments.attach(graph, graph.full_sizes)
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        x = random.normal(size=(64, 8)).astype("float32")
+        x[:, 1], x[:, 2:] = x[:, 0], [0.3, 7.7, 1.0, -2.3, 0.0, 100.0]
+        moments.update({"head": ops.convert_to_tensor(x)})
+    _, found = moments.of("head")
+    for products in found[0]:
+        assert np.all(np.linalg.eigvalsh(products) > -1e-5 * products.max())
+    assert products[0, 1] > 0.95 * products[0, 0]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropout_is_not_measured(rate):
     inputs = keras.Input((6,))
     x = layers.Dense(4, activation="relu", name="first")(inputs)
     x = layers.Dropout(rate, seed=0)(layers.GaussianNoise(rate)(x))
+    x = layers.Flatten()(layers.Reshape((1, 1, 4))(x))
     model = with_copies(keras.Model(inputs, layers.Dense(2, name="head")(x)))
     hyper = ManifoldHyperModel(model, sampler=Switches((1.0,)), smooth=False)
     hyper.compile(keras.optimizers.SGD(0.0), "mse")

@@ -18,21 +18,22 @@ def function_of(model):
 def single_calls(function):
     """Dict from the id of each operation that is called once to its node.
 
-    Without those that a nested model calls too.
+    Calls inside of nested models are not looked at.
     """
     calls: dict = {}
-    nested = set()
     for node in nodes_of(function):
-        operation = node.operation
-        calls.setdefault(id(operation), []).append(node)
-        if isinstance(operation, keras.Model):
-            inner = operation._flatten_layers(include_self=False)
-            nested.update(map(id, inner))
-    return {
-        key: nodes[0]
-        for key, nodes in calls.items()
-        if len(nodes) == 1 and key not in nested
-    }
+        calls.setdefault(id(node.operation), []).append(node)
+    return {key: nodes[0] for key, nodes in calls.items() if len(nodes) == 1}
+
+
+def own_calls(function):
+    """Those of `single_calls` that no nested model calls too."""
+    calls = single_calls(function)
+    for node in nodes_of(function):
+        if isinstance(node.operation, keras.Model):
+            for layer in node.operation._flatten_layers(include_self=False):
+                calls.pop(id(layer), None)
+    return calls
 
 
 def readers_of(function):
@@ -61,7 +62,7 @@ def normalized_layers(function):
     Returns:
         List of pairs of nodes: the call of the layer, that of the batch norm.
     """
-    calls = single_calls(function)
+    calls = own_calls(function)
     pairs = []
     for node in calls.values():
         norm = node.operation

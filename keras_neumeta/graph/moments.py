@@ -16,8 +16,8 @@ from keras import layers, ops
 from keras_neumeta.graph.functional import (
     function_of,
     normalized_layers,
+    own_calls,
     readers_of,
-    single_calls,
 )
 from keras_neumeta.graph.layout import VariableLayout
 from keras_neumeta.graph.rules.registry import channel_axis, has_plain_weights
@@ -29,6 +29,13 @@ _DISTURBING = (
     layers.SpatialDropout3D,
     layers.GaussianDropout,
     layers.GaussianNoise,
+)
+_PASSING = (
+    layers.Flatten,
+    layers.Reshape,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
 )
 _LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
@@ -116,7 +123,7 @@ def find_sums(function, variables, layouts, groups):
             norms.setdefault(id(call), []).append(following)
     readers = readers_of(function)
     sums, normalized = [], []
-    for call in single_calls(function).values():
+    for call in own_calls(function).values():
         linear = call.operation
         if not _is_plain(linear):
             continue
@@ -191,18 +198,21 @@ def with_inputs(model, names):
         network's output and the list of those inputs.
     """
     function = function_of(model)
-    calls = {n.operation.name: n for n in single_calls(function).values()}
+    calls = {n.operation.name: n for n in own_calls(function).values()}
     inputs = [_undisturbed(calls[name].input_tensors[0]) for name in names]
     return keras.Model(function.input, [function.output, inputs])
 
 
 def _undisturbed(x):
-    """The tensor before dropout and the like, which keep its mean."""
-    while True:
-        operation, node, _ = x._keras_history
-        if not isinstance(operation, _DISTURBING):
-            return x
-        (x,) = operation._inbound_nodes[node].input_tensors
+    """The tensor as it is without dropout and noise right before it."""
+    operation, node, _ = x._keras_history
+    if not isinstance(operation, (*_DISTURBING, *_PASSING)):
+        return x
+    (before,) = operation._inbound_nodes[node].input_tensors
+    after = _undisturbed(before)
+    if isinstance(operation, _DISTURBING):
+        return after
+    return x if after is before else operation(after)
 
 
 def _is_plain(layer):
