@@ -494,7 +494,10 @@ class Bench:
             "rows": rows,
             "floor": round(100 * floor.rows[0]["accuracy"], 2),
             "stored": hyper.field.count_params() + self.num_frozen,
-            "stored_statistics": hyper.statistics.count_params(),
+            "stored_statistics": sum(
+                layer.count_params()
+                for layer in (hyper.statistics, *hyper.moments)
+            ),
             "step_time": step,
         }
 

@@ -144,10 +144,12 @@ not, it is known for these seeds, this network and this budget.
 
 ## Below the trained range
 
-The sizes of training ended at 0.25. At 0.1875 nobody has looked while training,
-and all methods fall, most of them far. If you need that size, train down to
-it: `sampler=nm.Sandwich(min_ratio=0.1)`. A curve that is good to its end does
-not go on beyond it.
+The sizes of training ended at 0.25. At 0.1875 nobody has looked while training.
+`anchored` is the network at 0.25 there without the channels that the others
+replace best, their part handed on; all other rows read the field as it is, and
+most fall far. If you need that size, train down to it all the same:
+`sampler=nm.Sandwich(min_ratio=0.1)`. How much a network can spare differs: see
+the rows of the ResNets.
 
 ## The price of training
 
@@ -221,7 +223,7 @@ for title, field in fields.items():
 | a few known widths, nothing else | `sampler=nm.Switches((1.0, 0.5, 0.25))` |
 | a width per group in `morph` | `sampler="independent"` |
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
-| sizes below those trained | `AnchoredField(stretch=1)`, `noise=2` |
+| a cheaper step, large sizes first | `sampler=nm.Sandwich(num_random=0)` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
 | the full size to suffer less | a higher `ratio_power` |
 | a pretrained network to stay close | a high `reconstruction` |
