@@ -78,14 +78,14 @@ def reduce_channels(graph, moments, start, sizes, weights, statistics):
             sums[each.kernel] = _Sum(
                 each, norms, found, moments.sizes, axes, start
             )
+    here = [
+        (index, layout, axes)
+        for index, (layout, axes) in enumerate(parts["weight"])
+        if layout.exists_at(sizes)
+    ]
     kept = [np.ones(number, bool) for number in start[: len(graph.groups)]]
     for group, stay in enumerate(kept):
         if sizes[group] < start[group]:
-            here = [
-                (index, layout, axes)
-                for index, (layout, axes) in enumerate(parts["weight"])
-                if layout.exists_at(sizes)
-            ]
             readings = _readings(group, here, weights, sums)
             stay[:] = False
             stay[kept_channels(readings, start[group], sizes[group])] = True
@@ -93,7 +93,7 @@ def reduce_channels(graph, moments, start, sizes, weights, statistics):
         each.compensate(kept, weights, statistics)
     for index, (layout, axes) in enumerate(parts["weight"]):
         for number, axis in axes.items():
-            if index in sums and number == sums[index].number:
+            if index in sums and number == sums[index].each.number:
                 continue  # As small as it shall be.
             before, places = weights[index], axis.select(kept)
             weights[index] = np.take(before, places, axis=number)
@@ -111,17 +111,14 @@ class _Sum:
     """A layer whose weights make up for channels that go.
 
     Attributes:
-        index: Place of its kernel among the weights.
-        number: The input axis of the kernel.
+        each: Its `LinearSum`.
         products: Dict from group to the mean products of its channels, where
             these were measured; of their deviations from the mean, where a
             constant can be added behind the sums.
     """
 
     def __init__(self, each, norms, found, moments_sizes, axes, start):
-        self.each, self.norms, self.index = each, norms, each.kernel
-        self.number = each.number
-        self.axis = axes[self.number]
+        self.each, self.norms, self.axis = each, norms, axes[each.number]
         mean, found = found
         # Larger groups than those measured lose nothing.
         self.mean = np.zeros(len(self.axis))
@@ -141,7 +138,7 @@ class _Sum:
         places = self.axis.select(kept)
         if len(places) == len(self.axis):
             return
-        before = weights[self.index].astype("float64")
+        before = weights[self.each.kernel].astype("float64")
         before = before.reshape(-1, *before.shape[-2:])
         after = before[:, places]
         for group, products in self.products.items():
@@ -166,9 +163,9 @@ class _Sum:
             statistics[norm.variance] = self._variance_left(
                 statistics[norm.variance], kept, places, before, after
             )
-        shape = list(weights[self.index].shape)
-        shape[self.number] = len(places)
-        weights[self.index] = after.reshape(shape).astype("float32")
+        shape = list(weights[self.each.kernel].shape)
+        shape[self.each.number] = len(places)
+        weights[self.each.kernel] = after.reshape(shape).astype("float32")
 
     def _variance_left(self, variance, kept, places, before, after):
         """The share of the variance that the channels that stay explain."""
@@ -231,7 +228,7 @@ def _readings(group, parts, weights, sums):
             rows = np.moveaxis(rows, 1, 0)  # channels first, then blocks
             rows = rows.reshape(len(rows), -1).astype("float64")
             products = np.eye(len(rows))
-            if index in sums and number == sums[index].number:
+            if index in sums and number == sums[index].each.number:
                 products = sums[index].products.get(group, products)
             readings.append((products, rows @ rows.T))
     return readings
