@@ -10,7 +10,7 @@ import math
 
 import keras
 
-from keras_neumeta.graph.functional import single_calls
+from keras_neumeta.graph.functional import nodes_of, own_calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +74,12 @@ class _Links:
     """Who makes and who uses each tensor of a graph."""
 
     def __init__(self, function):
-        nested = {
-            id(layer)
-            for model in function.layers
-            if isinstance(model, keras.Model)
-            for layer in model._flatten_layers()
+        self.once = {
+            key
+            for key, node in own_calls(function).items()
+            if not isinstance(node.operation, keras.Model)
         }
-        once = single_calls(function)
-        self.once = {key: once[key] for key in once if key not in nested}
-        self.nodes = [
-            node
-            for depth in sorted(function._nodes_by_depth, reverse=True)
-            for node in function._nodes_by_depth[depth]
-        ]
+        self.nodes = list(nodes_of(function))
         self.maker, self.users = {}, collections.defaultdict(list)
         for node in self.nodes:
             for x in node.outputs:

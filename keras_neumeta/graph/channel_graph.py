@@ -7,7 +7,7 @@ import math
 import keras
 
 from keras_neumeta.graph.blocks import blocks_of_variables, find_blocks
-from keras_neumeta.graph.functional import function_of
+from keras_neumeta.graph.functional import function_of, nodes_of
 from keras_neumeta.graph.masking import gates
 from keras_neumeta.graph.moments import find_sums
 from keras_neumeta.graph.rules import find_rule
@@ -455,17 +455,14 @@ def _walk(tracer, function, inputs):
         Flat list of the `TracedTensor`s of the outputs.
     """
     traced = dict(zip(map(id, function.inputs), inputs, strict=True))
-    # Keras keeps the nodes of a graph sorted by depth; that order is
-    # topological. There is no public way to the nodes.
-    for depth in sorted(function._nodes_by_depth, reverse=True):
-        for node in function._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            args, kwargs = node.arguments.fill_in(traced)
-            shapes = [tuple(x.shape) for x in node.outputs]
-            outputs = _trace_call(tracer, node.operation, args, kwargs, shapes)
-            for x, output in zip(node.outputs, outputs, strict=True):
-                traced[id(x)] = output
+    for node in nodes_of(function):
+        if node.is_input:
+            continue
+        args, kwargs = node.arguments.fill_in(traced)
+        shapes = [tuple(x.shape) for x in node.outputs]
+        outputs = _trace_call(tracer, node.operation, args, kwargs, shapes)
+        for x, output in zip(node.outputs, outputs, strict=True):
+            traced[id(x)] = output
     return [traced[id(x)] for x in function.outputs]
 
 

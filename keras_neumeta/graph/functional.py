@@ -51,9 +51,9 @@ def readers_of(function):
 
 
 def nodes_of(function):
-    """The calls of a functional graph."""
-    for nodes in function._nodes_by_depth.values():
-        yield from nodes
+    """The calls of a functional graph, each behind those that it needs."""
+    for depth in sorted(function._nodes_by_depth, reverse=True):
+        yield from function._nodes_by_depth[depth]
 
 
 def normalized_layers(function):

@@ -6,7 +6,11 @@ from keras import ops
 
 from keras_neumeta.graph import call_once, finalize
 from keras_neumeta.graph.channel_graph import check_model, is_graph
-from keras_neumeta.graph.functional import function_of, normalized_layers
+from keras_neumeta.graph.functional import (
+    function_of,
+    normalized_layers,
+    readers_of,
+)
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (
@@ -109,20 +113,11 @@ class _Folded(keras.layers.Layer):
 
 def _find_folds(function):
     """Dict from `id(linear layer)` to the normalization to fold into it."""
-    users: dict = {}
-    for nodes in function._nodes_by_depth.values():
-        for node in nodes:
-            for x in node.input_tensors:
-                users.setdefault(id(x), []).append(node)
-    outputs = {id(x) for x in function.outputs}
+    readers = readers_of(function)
     folds = {}
     for call, following in normalized_layers(function):
         layer, x = call.operation, following.input_tensors[0]
-        if (
-            type(layer) in _FOLDABLE
-            and len(users[id(x)]) == 1
-            and id(x) not in outputs
-        ):
+        if type(layer) in _FOLDABLE and len(readers[id(x)]) == 1:
             folds[id(layer)] = following.operation
     return folds
 
