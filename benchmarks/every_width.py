@@ -39,6 +39,8 @@ from keras_neumeta.provenance import provenance
 BATCH_SIZE = 128
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SWITCHES = (1.0, 0.75, 0.5, 0.25)
+# How networks of fields that were trained with noise are averaged.
+AVERAGE = {"samples": 50, "noise": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,11 @@ ABLATIONS = {
     "stretch 1, noise 0.5": _field(stretch=1.0, noise=0.5),
     "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
     "stretch 1, noise 2": _field(stretch=1.0, noise=2.0),
+    "stretch 1, noise 4": _field(stretch=1.0, noise=4.0),
+    # The range of the other tasks, where that of the task is smaller.
+    "down to a quarter": _sampled(
+        lambda seed, low: nm.Sandwich(0.25, seed=seed)
+    ),
     "reconstruction 1": _changed(reconstruction=1.0),
     "reconstruction 10": _changed(reconstruction=10.0),
     "reconstruction 100": _changed(reconstruction=100.0),
@@ -486,9 +493,11 @@ class Bench:
             model = hyper.morph(ratio)
             anew = hyper.morph(ratio)
             nm.calibrate(anew, inputs)
-            rows.append(
-                self.row(ratio, model, recalibrated=self.accuracy(anew))
-            )
+            more = {"recalibrated": self.accuracy(anew)}
+            if hyper.noise:
+                average = hyper.morph(ratio, **AVERAGE)
+                more["averaged"] = self.accuracy(average)
+            rows.append(self.row(ratio, model, **more))
         floor = nm.sweep(compiled(hyper), *self.test, [], batch_size=500)
         return {
             "rows": rows,

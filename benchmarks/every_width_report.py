@@ -42,13 +42,13 @@ def by_method(runs):
     return {method: runs for method, runs in found.items() if runs}
 
 
-def mean(runs, ratio):
+def mean(runs, ratio, key="accuracy"):
     """Mean accuracy over the seeds at one ratio, and its spread."""
     values = [
-        row["accuracy"]
+        row[key]
         for run in runs
         for row in run["rows"]
-        if row["ratio"] == ratio
+        if row["ratio"] == ratio and key in row
     ]
     if not values:
         return None, 0.0
@@ -107,11 +107,7 @@ def table(runs):
         + " | | | |",
     ]
     for method, own in methods.items():
-        cells = []
-        for ratio in ratios:
-            value, spread = mean(own, ratio)
-            cell = optional(value, ".2f")
-            cells.append(cell if not spread else f"{cell} ({spread:.2f})")
+        cells = accuracies(own, ratios)
         stored = own[0]["stored"] + own[0].get("stored_statistics", 0)
         floor, step = (
             [run[key] for run in own if run.get(key) is not None]
@@ -123,7 +119,20 @@ def table(runs):
             optional(statistics.mean(step) if step else None, ".2f"),
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        if any("averaged" in row for run in own for row in run["rows"]):
+            cells = [*accuracies(own, ratios, "averaged"), "", "", ""]
+            lines.append(f"| {method}, averaged | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def accuracies(runs, ratios, key="accuracy"):
+    """Cells of a row: the mean, and the spread if there is one."""
+    cells = []
+    for ratio in ratios:
+        value, spread = mean(runs, ratio, key)
+        cell = optional(value, ".2f")
+        cells.append(cell if not spread else f"{cell} ({spread:.2f})")
+    return cells
 
 
 def plot(runs, path):
@@ -195,7 +204,8 @@ def main():
             "that morphs silenced. Stored: parameters from which all sizes "
             "come, statistics included. Step: seconds relative to a plain "
             "step of the full network (all sizes together for `individual` and "
-            f"`distilled`). {first['machine']}, {first['backend']}. Made by "
+            "`distilled`). Averaged: over 50 samples of the weights, read "
+            f"within half a channel. {first['machine']}, {first['backend']}. Made by "
             "`benchmarks/every_width.py` and `every_width_report.py`.\n\n"
         )
         path.with_suffix(".md").write_text(text + table(runs) + "\n")

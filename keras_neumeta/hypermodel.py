@@ -612,7 +612,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             samples: Number of noisy samples of the weights to average, the
                 first one without noise (50 to 100 in the paper), for fields
                 that were trained with noise.
-            noise: Width of that noise, in channels.
+            noise: Width of that noise, in channels. Averages over 1 or more
+                differ from the networks whose statistics were measured: give
+                `calibration_data` with them.
             divisor: Round the channels of each group to multiples of this
                 number (8, say, for hardware).
             calibration_data: Inputs, or a dataset of `x` or `(x, y)` batches,

@@ -57,4 +57,16 @@ def test_report_of_any_methods(methods, tmp_path, monkeypatch):
     report.main()
     table = path.with_suffix(".md").read_text()
     assert all(f"| {method} | 90.00 |" in table for method in methods)
+    assert ", averaged |" not in table
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_averages_have_a_row_of_their_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = importlib.import_module("every_width_report")
+    runs = [run("stretch 1", 80, SIZES) for _ in range(2)]
+    for number, row in enumerate(r for each in runs for r in each["rows"]):
+        row["averaged"] = 70 + 2 * (number // 3)
+    text = report.table(runs)
+    assert "| stretch 1 | 80.00 |" in text
+    assert "| stretch 1, averaged | 71.00 (2.00) |" in text
