@@ -205,8 +205,9 @@ def main():
             "come, statistics included. Step: seconds relative to a plain "
             "step of the full network (all sizes together for `individual` and "
             "`distilled`). Averaged: over 50 samples of the weights, read "
-            f"within half a channel. {first['machine']}, {first['backend']}. Made by "
-            "`benchmarks/every_width.py` and `every_width_report.py`.\n\n"
+            f"within half a channel. {first['machine']}, {first['backend']}. "
+            "Made by `benchmarks/every_width.py` and "
+            "`every_width_report.py`.\n\n"
         )
         path.with_suffix(".md").write_text(text + table(runs) + "\n")
         plot(runs, path.with_suffix(".png"))

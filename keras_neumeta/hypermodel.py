@@ -496,11 +496,12 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def _weight(self, ratio):
         """Weight of the loss of a smaller size."""
+        share = 1.0 if isinstance(ratio, float) else self.sampler.random_weight
         if isinstance(ratio, tuple):
             ratio = ratio[0]
         ratio = ops.convert_to_tensor(ratio, "float32")
         ratio = ops.mean(ratio) / self.sampler.max_ratio
-        return ops.power(ratio, self.ratio_power)
+        return share * ops.power(ratio, self.ratio_power)
 
     def _distill(self, teacher, student, sample_weight):
         teacher = keras.tree.map_structure(ops.stop_gradient, teacher)
