@@ -225,7 +225,7 @@ for title, field in fields.items():
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
 | a cheaper step, large sizes first | `sampler=nm.Sandwich(num_random=0)` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
-| the full size to suffer less | a higher `ratio_power` |
+| the full size to suffer less | `sampler=nm.Sandwich(random_weight=0.25)` |
 | a pretrained network to stay close | a high `reconstruction` |
 | fewer blocks too | `min_depth=2` |
 
