@@ -78,6 +78,16 @@ def paces(runs):
     return f"Factors of the others' learning rate: {listed}. "
 
 
+def averages(runs):
+    """What is averaged, in words, where anything is."""
+    if not any("averaged" in row for run in runs for row in run["rows"]):
+        return ""
+    return (
+        "Averaged: the weights of 50 samples, read within a quarter of a "
+        "channel to either side. "
+    )
+
+
 def common_ratios(runs):
     """The ratios that all methods were tested at."""
     tested = [{row["ratio"] for row in run["rows"]} for run in runs]
@@ -204,9 +214,8 @@ def main():
             "that morphs silenced. Stored: parameters from which all sizes "
             "come, statistics included. Step: seconds relative to a plain "
             "step of the full network (all sizes together for `individual` and "
-            "`distilled`). Averaged: over 50 samples of the weights, read "
-            f"within half a channel. {first['machine']}, {first['backend']}. "
-            "Made by `benchmarks/every_width.py` and "
+            f"`distilled`). {averages(runs)}{first['machine']}, "
+            f"{first['backend']}. Made by `benchmarks/every_width.py` and "
             "`every_width_report.py`.\n\n"
         )
         path.with_suffix(".md").write_text(text + table(runs) + "\n")

@@ -238,8 +238,10 @@ training, this does not say.
 While training, each coordinate may be moved by a random part of a channel
 (`noise=1`: half a channel to either side), as published. The field then has to
 be right between its channels as well, which makes it smoother across sizes.
-`morph(samples=50)` averages the weights over such noise. It needs a field that
-interpolates; the default reads whole channels and takes none.
+`morph(samples=50, noise=0.5)` averages the weights over half as much (over as
+much and more, statistics are better measured anew: `calibration_data`). Noise
+needs a field that interpolates; the default reads whole channels and takes
+none.
 
 The lines are one row of `conv2` at half of the width: without noise, twenty
 noisy readings of it, and their average.
@@ -279,7 +281,8 @@ each, and takes the gradient of the sum of their losses:
 - `weight_norm_loss`: the sum of the L2 norms of all generated weights, times
   `weight_norm` (0 by default); the log is the mean over the sizes.
 
-A smaller size counts by its ratio to the power `ratio_power` (1). `loss` is
+A smaller size counts by its ratio to the power `ratio_power` (1), a random one
+times the `random_weight` of its sampler (1). `loss` is
 what the gradient is of: the weighted sum, so it is larger than any of them.
 
 Here every term is on, to see them in the log.

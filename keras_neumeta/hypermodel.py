@@ -99,7 +99,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             Default: 0.5, as the largest size is a poor teacher at first. No
             effect with a sampler that draws one size.
         ratio_power: The loss of each smaller size of a step counts by its
-            ratio to this power. At 0, as much as that of the largest; the
+            ratio to this power, random ones times the sampler's
+            `random_weight`. At 0, as much as that of the largest; the
             higher, the less the small sizes pull at the weights that they
             share with the large ones.
         reconstruction: Weight of the distance between the generated weights
@@ -613,9 +614,9 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             samples: Number of noisy samples of the weights to average, the
                 first one without noise (50 to 100 in the paper), for fields
                 that were trained with noise.
-            noise: Width of that noise, in channels. Averages over 1 or more
-                differ from the networks whose statistics were measured: give
-                `calibration_data` with them.
+            noise: Width of that noise, in channels. The statistics are those
+                of single samples: for averages over a channel and more, give
+                `calibration_data`.
             divisor: Round the channels of each group to multiples of this
                 number (8, say, for hardware).
             calibration_data: Inputs, or a dataset of `x` or `(x, y)` batches,

@@ -148,12 +148,12 @@ def _check_count(argument, value, least):
 def _check_share(argument, value):
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
-            f"Argument `{argument}` must be a number in [0, 1]. "
+            f"Argument `{argument}` must be a number in (0, 1]. "
             f"Received: {argument}={value!r}"
         )
-    if not 0.0 <= value <= 1.0:
+    if not 0.0 < value <= 1.0:
         raise ValueError(
-            f"Argument `{argument}` must be in [0, 1]. "
+            f"Argument `{argument}` must be in (0, 1]. "
             f"Received: {argument}={value}"
         )
     return float(value)
@@ -284,7 +284,7 @@ class Sandwich(SizeSampler):
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
         bands: How many bands.
-        random_weight: Factor of the losses of random ratios, in [0, 1]. The
+        random_weight: Factor of the losses of random ratios, in (0, 1]. The
             lower, the less they take from the full size.
         seed: Start of the sequence.
     """
@@ -367,7 +367,7 @@ class Independent(Sandwich):
         min_ratio, max_ratio: The range of the ratios, in (0, 1].
         num_fixed: How many fixed ratios a step, the same for all groups.
         num_random: How many random sizes a step.
-        random_weight: Factor of their losses, in [0, 1].
+        random_weight: Factor of their losses, in (0, 1].
         seed: Seed of the generator.
     """
 

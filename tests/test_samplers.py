@@ -144,6 +144,7 @@ def test_state_goes_on_after_loading():
         (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),
         (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Sandwich(random_weight=2.0), ValueError, "`random_weight`"),
+        (lambda: Sandwich(random_weight=0.0), ValueError, "in \\(0, 1\\]"),
         (lambda: Sandwich(random_weight="1"), TypeError, "`random_weight`"),
         (lambda: Discrete([]), ValueError, "must not be empty"),
         (lambda: Discrete([0.5, 2.0]), ValueError, "ratio"),
