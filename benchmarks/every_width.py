@@ -224,9 +224,6 @@ ABLATIONS = {
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)
     ),
-    "random weight 0.25": _sampled(
-        lambda seed, low: nm.Sandwich(low, random_weight=0.25, seed=seed)
-    ),
     # Trained with a moving average of the weights, `optimizer`.
     "EMA": _changed(),
     "ratio power 0": _changed(ratio_power=0.0),

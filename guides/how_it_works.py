@@ -281,8 +281,7 @@ each, and takes the gradient of the sum of their losses:
 - `weight_norm_loss`: the sum of the L2 norms of all generated weights, times
   `weight_norm` (0 by default); the log is the mean over the sizes.
 
-A smaller size counts by its ratio to the power `ratio_power` (1), a random one
-times the `random_weight` of its sampler (1). `loss` is
+A smaller size counts by its ratio to the power `ratio_power` (1). `loss` is
 what the gradient is of: the weighted sum, so it is larger than any of them.
 
 Here every term is on, to see them in the log.

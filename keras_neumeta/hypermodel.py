@@ -99,8 +99,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             Default: 0.5, as the largest size is a poor teacher at first. No
             effect with a sampler that draws one size.
         ratio_power: The loss of each smaller size of a step counts by its
-            ratio to this power, random ones times the sampler's
-            `random_weight`. At 0, as much as that of the largest; the
+            ratio to this power. At 0, as much as that of the largest; the
             higher, the less the small sizes pull at the weights that they
             share with the large ones.
         reconstruction: Weight of the distance between the generated weights
@@ -497,12 +496,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
     def _weight(self, ratio):
         """Weight of the loss of a smaller size."""
-        share = 1.0 if isinstance(ratio, float) else self.sampler.random_weight
         if isinstance(ratio, tuple):
             ratio = ratio[0]
         ratio = ops.convert_to_tensor(ratio, "float32")
         ratio = ops.mean(ratio) / self.sampler.max_ratio
-        return share * ops.power(ratio, self.ratio_power)
+        return ops.power(ratio, self.ratio_power)
 
     def _distill(self, teacher, student, sample_weight):
         teacher = keras.tree.map_structure(ops.stop_gradient, teacher)

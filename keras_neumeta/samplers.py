@@ -25,9 +25,7 @@ class SizeSampler(keras.layers.Layer):
 
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
     `num_sizes`, the number of ratios that `sample` returns. One that draws
-    random ratios by other means than `next` sets `covers_range`; one may set
-    `random_weight`, a factor of the losses of all ratios of a step that are
-    not known beforehand, but for the first.
+    random ratios by other means than `next` sets `covers_range`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -59,7 +57,6 @@ class SizeSampler(keras.layers.Layer):
         self.built = True
 
     num_sizes = 1
-    random_weight = 1.0
 
     def attach(self, graph):
         """Tells the sampler the channel graph of the target."""
@@ -143,20 +140,6 @@ def _check_count(argument, value, least):
             f"Received: {argument}={value}"
         )
     return value
-
-
-def _check_share(argument, value):
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"Argument `{argument}` must be a number in (0, 1]. "
-            f"Received: {argument}={value!r}"
-        )
-    if not 0.0 < value <= 1.0:
-        raise ValueError(
-            f"Argument `{argument}` must be in (0, 1]. "
-            f"Received: {argument}={value}"
-        )
-    return float(value)
 
 
 @register_serializable
@@ -284,8 +267,6 @@ class Sandwich(SizeSampler):
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
         bands: How many bands.
-        random_weight: Factor of the losses of random ratios, in (0, 1]. The
-            lower, the less they take from the full size.
         seed: Start of the sequence.
     """
 
@@ -296,7 +277,6 @@ class Sandwich(SizeSampler):
         num_fixed=4,
         num_random=1,
         bands=2,
-        random_weight=1.0,
         seed=None,
         **kwargs,
     ):
@@ -304,7 +284,6 @@ class Sandwich(SizeSampler):
         self.num_fixed = _check_count("num_fixed", num_fixed, 2)
         self.num_random = _check_count("num_random", num_random, 0)
         self.bands = _check_count("bands", bands, 1)
-        self.random_weight = _check_share("random_weight", random_weight)
         self.num_sizes = num_fixed + num_random * bands
         super().__init__(num_random * bands, seed, **kwargs)
 
@@ -351,7 +330,6 @@ class Sandwich(SizeSampler):
             "num_fixed": self.num_fixed,
             "num_random": self.num_random,
             "bands": self.bands,
-            "random_weight": self.random_weight,
         }
 
 
@@ -367,7 +345,6 @@ class Independent(Sandwich):
         min_ratio, max_ratio: The range of the ratios, in (0, 1].
         num_fixed: How many fixed ratios a step, the same for all groups.
         num_random: How many random sizes a step.
-        random_weight: Factor of their losses, in (0, 1].
         seed: Seed of the generator.
     """
 
@@ -377,7 +354,6 @@ class Independent(Sandwich):
         max_ratio=1.0,
         num_fixed=2,
         num_random=1,
-        random_weight=1.0,
         seed=None,
         **kwargs,
     ):
@@ -387,7 +363,6 @@ class Independent(Sandwich):
             num_fixed,
             num_random,
             bands=1,
-            random_weight=random_weight,
             seed=seed,
             **kwargs,
         )

@@ -271,28 +271,6 @@ def test_first_loss_by_hand():
     assert logs["weight_norm_loss"] == pytest.approx(norm / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["Sandwich", "Independent"])
-def test_weight_of_random_sizes(kind):
-    x, y = map(ops.convert_to_tensor, vectors())
-
-    def first_loss(weight):
-        keras.utils.set_random_seed(0)
-        sampler = getattr(keras_neumeta, kind)(random_weight=weight, seed=0)
-        hyper = hypermodel(sampler=sampler, distillation=0.0)
-        alone = sum(
-            r * float(ops.convert_to_numpy(CROSSENTROPY(y, hyper.morph(r)(x))))
-            for r in sampler.static_ratios
-        )
-        loss, _ = hyper.manifold_loss(x, y)
-        return float(ops.convert_to_numpy(loss)), alone
-
-    (quarter, alone), (half, _), (all_, _) = map(first_loss, (0.25, 0.5, 1.0))
-    random = all_ - alone
-    assert random > 0.1 * alone
-    assert half == pytest.approx(alone + 0.5 * random, rel=1e-4)
-    assert quarter == pytest.approx(alone + 0.25 * random, rel=1e-4)
-
-
 def test_losses_of_the_target_are_in_the_loss():
     x, y = vectors()
     sampler = {"min_ratio": 0.5, "num_fixed": 2, "num_random": 0}
