@@ -4,7 +4,8 @@
 
 Writes a Markdown table and a figure (test accuracy against parameters, without
 the methods that fall far below the others; sizes that not all methods were
-tested at as open circles) beside each file. Several seeds are averaged.
+tested at as open circles; of the seeds that all methods have) beside each file.
+Several seeds are averaged.
 """
 
 import argparse
@@ -145,7 +146,15 @@ def accuracies(runs, ratios, key="accuracy"):
     return cells
 
 
+def of_common_seeds(runs):
+    """The runs of the seeds that all methods have, all where there are none."""
+    methods = by_method(runs).values()
+    seeds = set.intersection(*({r["seed"] for r in own} for own in methods))
+    return [run for run in runs if run["seed"] in seeds] or runs
+
+
 def plot(runs, path):
+    runs = of_common_seeds(runs)
     methods = by_method(runs)
     common = common_ratios(runs)
     lines = {}

@@ -70,3 +70,18 @@ def test_averages_have_a_row_of_their_own(monkeypatch):
     text = report.table(runs)
     assert "| stretch 1 | 80.00 |" in text
     assert "| stretch 1, averaged | 71.00 (2.00) |" in text
+
+
+def test_figures_compare_the_same_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = importlib.import_module("every_width_report")
+    seeds = {"anchored": (0, 1), "individual": (0, 2), "l1": (0, 1)}
+    runs = [
+        {**run(method, 80, SIZES), "seed": seed}
+        for method, several in seeds.items()
+        for seed in several
+    ]
+    assert {each["seed"] for each in report.of_common_seeds(runs)} == {0}
+    assert len(report.of_common_seeds(runs[:2])) == 2
+    apart = [runs[1], runs[3]]
+    assert report.of_common_seeds(apart) == apart
