@@ -223,7 +223,7 @@ for title, field in fields.items():
 | a few known widths, nothing else | `sampler=nm.Switches((1.0, 0.5, 0.25))` |
 | a width per group in `morph` | `sampler="independent"` |
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
-| a cheaper step, a better full size | `sampler=nm.Sandwich(num_random=0)` |
+| a cheaper step, large sizes first | `sampler=nm.Sandwich(num_random=0)` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
 | a pretrained network to stay close | a high `reconstruction` |
 | fewer blocks too | `min_depth=2` |
