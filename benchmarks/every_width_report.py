@@ -79,9 +79,13 @@ def paces(runs):
     return f"Factors of the others' learning rate: {listed}. "
 
 
+def are_averaged(runs):
+    return any("averaged" in row for run in runs for row in run["rows"])
+
+
 def averages(runs):
     """What is averaged, in words, where anything is."""
-    if not any("averaged" in row for run in runs for row in run["rows"]):
+    if not are_averaged(runs):
         return ""
     return (
         "Averaged: the weights of 50 samples, read within a quarter of a "
@@ -130,7 +134,7 @@ def table(runs):
             optional(statistics.mean(step) if step else None, ".2f"),
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        if any("averaged" in row for run in own for row in run["rows"]):
+        if are_averaged(own):
             cells = [*accuracies(own, ratios, "averaged"), "", "", ""]
             lines.append(f"| {method}, averaged | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import math
 
 import keras
 
-from keras_neumeta.graph.functional import nodes_of, own_calls
+from keras_neumeta.graph.functional import nodes_of, own_calls, readers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,8 @@ class _Links:
             if not isinstance(node.operation, keras.Model)
         }
         self.nodes = list(nodes_of(function))
-        self.maker, self.users = {}, collections.defaultdict(list)
-        for node in self.nodes:
-            for x in node.outputs:
-                self.maker[id(x)] = node
-            for x in node.input_tensors:
-                self.users[id(x)].append(node)
-        self.results = {id(x) for x in function.outputs}
+        self.maker = {id(x): node for node in self.nodes for x in node.outputs}
+        self.readers = readers_of(function)
 
 
 def _block_at(node, links):
@@ -144,8 +139,7 @@ def _branch(start, end, addition, links):
         if id(node.operation) not in links.once:
             return None
         for x in node.outputs:
-            users = {id(user) for user in links.users[id(x)]}
-            if id(x) in links.results or not users <= inside:
+            if not inside.issuperset(links.readers.get(id(x), ())):
                 return None
     return tuple(node.operation for node in region)
 
@@ -167,7 +161,7 @@ def blocks_of_variables(function, blocks):
     links = _Links(function)
     places = {id(block.addition): n for n, block in enumerate(blocks)}
     # How many blocks must at least be kept for a tensor to be used.
-    needed = {key: 0 for key in links.results}
+    needed = {id(x): 0 for x in function.outputs}
     least: dict = {}
     for node in reversed(links.nodes):
         # Inputs of the network may be unused, as one of several outputs.
