@@ -541,3 +541,12 @@ def test_errors():
     plain = nm.ManifoldHyperModel(model, smooth=False)
     with pytest.raises(ValueError, match="blocks of .* all stay"):
         plain.morph(0.5, depth=1)
+
+
+def test_a_block_stays_if_an_output_is_inside():
+    x = keras.Input((4,))
+    inner = keras.layers.Dense(4, activation="relu", name="inner")(x)
+    added = keras.layers.Add(name="added")([x, inner])
+    results = {"added": added, "inner": inner}
+    assert nm.trace(keras.Model(x, added), blocks=True).blocks
+    assert not nm.trace(keras.Model(x, results), blocks=True).blocks
