@@ -135,6 +135,13 @@ What differs between the backends:
 - Speed. How a step compares with a plain one on each: the table in the README.
 - The first step. JAX and TensorFlow compile it, for all sizes of the step at
   once, which takes a while; PyTorch runs at once.
+- oneDNN, which computes convolutions on CPUs for PyTorch (and for TensorFlow
+  where it is switched on), has a
+  [fault](https://github.com/uxlfoundation/oneDNN/issues/6035): the gradient of
+  the kernel of a strided 1 x 1 convolution of few channels (below 8, where it
+  was seen) is wrong, or never ends. A quarter of 16 channels is 4. Let a
+  `MaxPooling2D(1, strides=2)` take every second position first, as in
+  `nm.models`.
 - Random numbers. The ratios of the steps are the same on all backends for one
   seed; the sizes of `sampler="independent"`, the numbers of blocks, initial
   weights and dropout are not.

@@ -27,6 +27,23 @@ def test_every_width_of_a_resnet_morphs(shortcut):
     assert half(np.zeros((1, 32, 32, 3))).shape == (1, 10)
 
 
+def test_shortcuts_are_strided_convolutions_but_not_to_onednn():
+    """Few channels and a stride are too much for its gradient of the kernel."""
+    model = nm.models.cifar_resnet(8, input_shape=(9, 8, 3))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            assert layer.kernel_size != (1, 1) or layer.strides == (1, 1)
+    shortcut = model.get_layer("stage2_block0_shortcut")
+    strided = keras.layers.Conv2D(32, 1, 2, padding="same", use_bias=False)
+    given = model.get_layer("stage1_block0_relu2").output
+    branches = keras.Model(given, [shortcut.output, strided(given)])
+    strided.set_weights(shortcut.get_weights())
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, 16))
+    ours, theirs = branches.predict(x, verbose=0)
+    assert ours.shape == (2, 5, 4, 32)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_resnet_depths():
     for depth in (8, 20):
         convolutions = [

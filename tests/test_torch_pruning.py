@@ -69,6 +69,8 @@ class ResNet(nn.Module):
             y = torch.relu(parts[f"{name}_bn1"](parts[f"{name}_conv1"](x)))
             y = parts[f"{name}_bn2"](parts[f"{name}_conv2"](y))
             if f"{name}_shortcut" in parts:
+                strides = parts[f"{name}_conv1"].stride
+                x = torch.max_pool2d(x, 1, strides)
                 x = parts[f"{name}_shortcut"](x)
                 x = parts[f"{name}_shortcut_bn"](x)
             x = torch.relu(x + y)

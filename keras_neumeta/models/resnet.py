@@ -181,6 +181,11 @@ def _conv_norm(x, filters, kernel, strides, conv, norm):
     padded = kernel > 1 and strides > 1
     if padded:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}_pad")(x)
+    if kernel == 1 and strides > 1:
+        # oneDNN, on CPUs, gets the gradient of a strided 1 x 1 convolution of
+        # few channels wrong, or never ends (uxlfoundation/oneDNN, 6035).
+        x = layers.MaxPooling2D(1, strides, name=f"{conv}_stride")(x)
+        strides = 1
     x = layers.Conv2D(
         filters,
         kernel,
