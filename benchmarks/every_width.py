@@ -204,7 +204,6 @@ ABLATIONS = {
     "stretch 1, noise 0.5": _field(stretch=1.0, noise=0.5),
     "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
     "stretch 1, noise 2": _field(stretch=1.0, noise=2.0),
-    "stretch 1, noise 4": _field(stretch=1.0, noise=4.0),
     # The range of the other tasks, where that of the task is smaller.
     "down to a quarter": _sampled(
         lambda seed, low: nm.Sandwich(0.25, seed=seed)
@@ -220,6 +219,11 @@ ABLATIONS = {
     ),
     "one random size": _sampled(
         lambda seed, low: nm.Sandwich(low, bands=1, seed=seed)
+    ),
+    "small random sizes": _sampled(
+        lambda seed, low: nm.Sandwich(
+            low, bands=1, max_random=low**0.5, seed=seed
+        )
     ),
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)

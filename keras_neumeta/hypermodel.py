@@ -589,7 +589,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
         One of `ratio`, `sizes` or a budget says which size; `depth` goes with
         each of them. Sizes below the smallest fixed one of the sampler and,
-        where it draws no random ones, between its fixed ones are the next
+        where it draws no random ones there, between its fixed ones are the next
         larger one of these without the channels that it misses least, its
         other weights making up for them.
 

@@ -38,8 +38,11 @@ def source_of(hyper, sizes):
     if hyper.noise and least != channels:
         # Noise teaches the field what is below.
         return None, (*channels, *depth)
-    if sampler.covers_range:
-        return (None if least == channels else known[0]), (*least, *depth)
+    if sampler.random_range is not None:
+        low, high = (graph.sizes(r)[:number] for r in sampler.random_range)
+        if all(a <= n <= b for a, n, b in zip(low, least, high, strict=True)):
+            source = None if least == channels else known[0]
+            return source, (*least, *depth)
     for each in known:
         if all(map(operator.ge, each.sizes, channels)):
             return each, (*each.sizes, *depth)

@@ -25,7 +25,8 @@ class SizeSampler(keras.layers.Layer):
 
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
     `num_sizes`, the number of ratios that `sample` returns. One that draws
-    random ratios by other means than `next` sets `covers_range`.
+    random ratios from a part of that range alone, or by other means than
+    `next`, has its own `random_range`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -37,8 +38,6 @@ class SizeSampler(keras.layers.Layer):
         super().__init__(**kwargs)
         self.seed = seed
         self.num_draws = num_draws
-        # Whether random ratios train all sizes of the range.
-        self.covers_range = num_draws > 0
         # Without a seed, the one that `keras.utils.set_random_seed` sets.
         start_seed = random.randrange(2**31) if seed is None else seed
         start = np.random.default_rng(start_seed).random(max(num_draws, 1))
@@ -85,15 +84,24 @@ class SizeSampler(keras.layers.Layer):
         return ()
 
     @property
+    def random_range(self):
+        """Smallest and largest random ratio; `None` where none are drawn."""
+        return (self.min_ratio, self.max_ratio) if self.num_draws else None
+
+    @property
     def sources(self):
         """Fixed ratios from which sizes follow that no step has trained.
 
-        Those below the smallest one and, without random ratios, those in
-        between.
+        The smallest one, for those below, and each where random ratios do not
+        reach all sizes from it down to the next.
         """
-        if self.covers_range:
-            return tuple(r for r in self.static_ratios if r == self.min_ratio)
-        return tuple(self.static_ratios)
+        fixed = self.static_ratios
+        low, high = self.random_range or (1.0, 0.0)
+        return tuple(
+            ratio
+            for ratio, next_ in zip(fixed, (*fixed[1:], 0.0), strict=False)
+            if not (low <= next_ and ratio <= high)
+        )
 
     def next(self):
         """Moves the sequence on. Returns float32 `(num_draws,)` in [0, 1)."""
@@ -267,6 +275,10 @@ class Sandwich(SizeSampler):
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
         bands: How many bands.
+        max_random: Where the bands begin. Default: `max_ratio`. Random sizes
+            cost the fixed ones of their range some accuracy; those above
+            follow from the next larger fixed one, see
+            `ManifoldHyperModel.morph`.
         seed: Start of the sequence.
     """
 
@@ -277,6 +289,7 @@ class Sandwich(SizeSampler):
         num_fixed=4,
         num_random=1,
         bands=2,
+        max_random=None,
         seed=None,
         **kwargs,
     ):
@@ -284,12 +297,27 @@ class Sandwich(SizeSampler):
         self.num_fixed = _check_count("num_fixed", num_fixed, 2)
         self.num_random = _check_count("num_random", num_random, 0)
         self.bands = _check_count("bands", bands, 1)
+        self.max_random = (
+            self.max_ratio if max_random is None else check_ratio(max_random)
+        )
+        if not self.min_ratio <= self.max_random <= self.max_ratio:
+            raise ValueError(
+                "Argument `max_random` must be in the range of the ratio. "
+                f"Received: max_random={max_random}, min_ratio={min_ratio}, "
+                f"max_ratio={max_ratio}"
+            )
         self.num_sizes = num_fixed + num_random * bands
         super().__init__(num_random * bands, seed, **kwargs)
 
     @property
     def static_ratios(self):
-        return self._divided(np.linspace, self.num_fixed)
+        return _divided(
+            np.linspace, self.max_ratio, self.min_ratio, self.num_fixed
+        )
+
+    @property
+    def random_range(self):
+        return (self.min_ratio, self.max_random) if self.num_random else None
 
     @property
     def limits(self):
@@ -298,13 +326,9 @@ class Sandwich(SizeSampler):
 
     def _edges(self):
         """Ratios where the bands begin and end, from the largest."""
-        return self._divided(np.geomspace, self.bands + 1)
-
-    def _divided(self, space, number):
-        """The range divided into so many ratios, from the largest."""
-        inner = space(self.max_ratio, self.min_ratio, number)[1:-1]
-        inner = (float(f"{ratio:.6g}") for ratio in inner)
-        return (self.max_ratio, *inner, self.min_ratio)
+        return _divided(
+            np.geomspace, self.max_random, self.min_ratio, self.bands + 1
+        )
 
     def sample(self):
         largest, *others = self.static_ratios
@@ -330,7 +354,17 @@ class Sandwich(SizeSampler):
             "num_fixed": self.num_fixed,
             "num_random": self.num_random,
             "bands": self.bands,
+            "max_random": self.max_random,
         }
+
+
+def _divided(space, top, bottom, number):
+    """A range divided into so many ratios, from the largest."""
+    return (top, *map(_rounded, space(top, bottom, number)[1:-1]), bottom)
+
+
+def _rounded(ratio):
+    return float(f"{ratio:.6g}")
 
 
 @register_serializable
@@ -397,5 +431,5 @@ class Independent(Sandwich):
 
     def get_config(self):
         config = super().get_config()
-        del config["bands"]  # One, or groups would not be independent.
+        del config["bands"], config["max_random"]  # All of the range.
         return config

@@ -109,31 +109,42 @@ def test_survives_saving(tmp_path):
     np.testing.assert_array_equal(outputs(one, x), outputs(other, x))
 
 
-def test_trained_sizes_are_the_fields_own():
-    """Random sizes are drawn: only those below the smallest are reduced."""
-    hyper, x = trained_at_rest(
-        residual_network(), sampler=Sandwich(0.5, num_fixed=2, bands=1)
-    )
+@pytest.mark.parametrize(
+    "sampler, trained, others",
+    [
+        (Sandwich(0.5, num_fixed=2, bands=1), (1.0, 0.75, 0.5), (0.25,)),
+        (
+            Sandwich(0.25, num_fixed=3, bands=1, max_random=0.5),
+            (1.0, 0.625, 0.5, 0.25),
+            (0.75, 0.125),
+        ),
+    ],
+)
+def test_trained_sizes_are_the_fields_own(sampler, trained, others):
+    """Fixed and random ones; all others are reduced."""
+    hyper, _ = trained_at_rest(residual_network(), sampler=sampler)
     untrained = ManifoldHyperModel(
         hyper.graph.model, AnchoredField(), smooth=False
     )
-    for ratio in (1.0, 0.75, 0.5):
-        for one, other in zip(
-            hyper.morph(ratio).trainable_variables,
-            untrained.morph(ratio).trainable_variables,
-            strict=True,
-        ):
-            np.testing.assert_array_equal(
-                ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+    for ratio in (*trained, *others):
+        same = [
+            np.array_equal(*map(ops.convert_to_numpy, pair))
+            for pair in zip(
+                hyper.morph(ratio).trainable_variables,
+                untrained.morph(ratio).trainable_variables,
+                strict=True,
             )
-    one, other = hyper.morph(0.25), untrained.morph(0.25)
-    assert np.abs(outputs(one, x) - outputs(other, x)).max() > 1e-2
+        ]
+        assert all(same) == (ratio in trained)
 
 
 @pytest.mark.parametrize(
     "sampler, sources",
     [
         (Sandwich(0.25), (0.25,)),
+        (Sandwich(0.25, max_random=0.5), (1.0, 0.75, 0.25)),
+        (Sandwich(0.25, max_random=0.6), (1.0, 0.75, 0.25)),
+        (Sandwich(0.25, max_random=0.75), (1.0, 0.25)),
         (Sandwich(0.25, num_random=0), (1.0, 0.75, 0.5, 0.25)),
         (Switches((1.0, 0.5)), (1.0, 0.5)),
         (Uniform(0.25), ()),

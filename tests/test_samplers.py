@@ -95,6 +95,18 @@ def test_sandwich_has_random_ratios_in_each_band(num_random):
     assert Sandwich(num_random=0).limits == ()
 
 
+def test_random_ratios_of_sandwich_end_where_they_are_told_to():
+    sampler = Sandwich(bands=1, max_random=0.5, seed=0)
+    assert sampler.static_ratios == (1.0, 0.75, 0.5, 0.25)
+    assert sampler.random_range == (0.25, 0.5) and sampler.limits == (0.5,)
+    random = draw(sampler, 60)[:, 1]
+    assert random.min() < 0.26 and 0.49 < random.max() <= 0.5
+    assert Sandwich(max_random=0.5).limits == (0.5, 0.353553)
+    assert Sandwich(0.2, 0.8).random_range == (0.2, 0.8)
+    assert Sandwich(0.5, max_random=0.5).random_range == (0.5, 0.5)
+    assert Sandwich(num_random=0).random_range is None
+
+
 def test_fixed_ratios_of_sandwich_are_python_floats():
     first, random, *others = Sandwich(bands=1).sample()
     assert all(isinstance(ratio, float) for ratio in (first, *others))
@@ -142,6 +154,9 @@ def test_state_goes_on_after_loading():
         (lambda: Sandwich(num_random=-1), ValueError, "num_random"),
         (lambda: Sandwich(num_fixed=1), ValueError, "`num_fixed` .* least 2"),
         (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),
+        (lambda: Sandwich(max_random=0.2), ValueError, "`max_random` must be"),
+        (lambda: Sandwich(0.1, 0.5, max_random=0.6), ValueError, "the range"),
+        (lambda: Sandwich(max_random="1"), TypeError, "must be a number"),
         (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Discrete([]), ValueError, "must not be empty"),
         (lambda: Discrete([0.5, 2.0]), ValueError, "ratio"),
