@@ -46,7 +46,8 @@ def source_of(hyper, sizes):
     for each in known:
         if all(map(operator.ge, each.sizes, channels)):
             return each, (*each.sizes, *depth)
-    return None, (*channels, *depth)
+    # Some groups are larger than all that was measured.
+    return (None if least == channels else known[0]), (*least, *depth)
 
 
 def reduce_channels(graph, moments, start, sizes, weights, statistics):

@@ -95,11 +95,13 @@ class SizeSampler(keras.layers.Layer):
         The smallest one, for those below, and each where random ratios do not
         reach all sizes from it down to the next.
         """
-        fixed = self.static_ratios
+        fixed = sorted(self.static_ratios, reverse=True)
         low, high = self.random_range or (1.0, 0.0)
+        # Below a smallest one above random ratios, the field is read.
+        last = 0.0 if fixed and fixed[-1] <= low else low
         return tuple(
             ratio
-            for ratio, next_ in zip(fixed, (*fixed[1:], 0.0), strict=False)
+            for ratio, next_ in zip(fixed, (*fixed[1:], last), strict=False)
             if not (low <= next_ and ratio <= high)
         )
 
@@ -275,11 +277,11 @@ class Sandwich(SizeSampler):
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
         bands: How many bands.
+        seed: Start of the sequence.
         max_random: Where the bands begin. Default: `max_ratio`. Random sizes
-            cost the fixed ones of their range some accuracy; those above
+            can cost the larger fixed ones accuracy; sizes above `max_random`
             follow from the next larger fixed one, see
             `ManifoldHyperModel.morph`.
-        seed: Start of the sequence.
     """
 
     def __init__(
@@ -289,8 +291,8 @@ class Sandwich(SizeSampler):
         num_fixed=4,
         num_random=1,
         bands=2,
-        max_random=None,
         seed=None,
+        max_random=None,
         **kwargs,
     ):
         self.min_ratio, self.max_ratio = _check_range(min_ratio, max_ratio)
@@ -397,6 +399,7 @@ class Independent(Sandwich):
             num_fixed,
             num_random,
             bands=1,
+            max_random=None,
             seed=seed,
             **kwargs,
         )

@@ -21,6 +21,7 @@ from keras_neumeta.reduction import (
     kept_channels,
     reduce_channels,
     replacement,
+    source_of,
 )
 
 from .graph.equivalence import assert_same
@@ -166,6 +167,17 @@ def test_a_ratio_per_group():
     assert kernels["inner/kernel"] == (3, 3, 8, 3)
     assert kernels["dense/kernel"][-1] == 6
     assert np.isfinite(outputs(model, x)).all()
+
+
+def test_groups_above_all_that_was_trained_keep_theirs():
+    sampler = Sandwich(0.5, 0.75, num_fixed=2, bands=1)
+    hyper, _ = trained_at_rest(residual_network(), sampler=sampler)
+    moments = hyper.moments[-1]
+    sizes = list(hyper.graph.full_sizes)
+    sizes[1] = 2
+    found, start = source_of(hyper, sizes)
+    assert found is moments and start[1] == moments.sizes[1] > 2
+    assert start[0] == sizes[0]
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ def test_state_goes_on_after_loading():
         (lambda: Sandwich(max_random=0.2), ValueError, "`max_random` must be"),
         (lambda: Sandwich(0.1, 0.5, max_random=0.6), ValueError, "the range"),
         (lambda: Sandwich(max_random="1"), TypeError, "must be a number"),
+        (lambda: Independent(max_random=0.5), TypeError, "max_random"),
         (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Discrete([]), ValueError, "must not be empty"),
         (lambda: Discrete([0.5, 2.0]), ValueError, "ratio"),
