@@ -38,16 +38,22 @@ def source_of(hyper, sizes):
     if hyper.noise and least != channels:
         # Noise teaches the field what is below.
         return None, (*channels, *depth)
-    if sampler.random_range is not None:
-        low, high = (graph.sizes(r)[:number] for r in sampler.random_range)
-        if all(a <= n <= b for a, n, b in zip(low, least, high, strict=True)):
-            source = None if least == channels else known[0]
-            return source, (*least, *depth)
-    for each in known:
-        if all(map(operator.ge, each.sizes, channels)):
-            return each, (*each.sizes, *depth)
-    # Some groups are larger than all that was measured.
+    if not _are_drawn(graph, sampler, least):
+        for each in known:
+            if all(map(operator.ge, each.sizes, channels)):
+                return each, (*each.sizes, *depth)
+    # Trained, or some groups are larger than all that was measured.
     return (None if least == channels else known[0]), (*least, *depth)
+
+
+def _are_drawn(graph, sampler, channels):
+    """Whether each group is in the range of the random sizes."""
+    if sampler.random_range is None:
+        return False
+    low, high = map(graph.sizes, sampler.random_range)
+    return all(map(operator.le, low, channels)) and all(
+        map(operator.le, channels, high)
+    )
 
 
 def reduce_channels(graph, moments, start, sizes, weights, statistics):

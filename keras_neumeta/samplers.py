@@ -6,6 +6,7 @@ independent draws, is the same on all backends and devices, compiles to one
 addition, and is saved with the model.
 """
 
+import itertools
 import random
 
 import keras
@@ -101,7 +102,7 @@ class SizeSampler(keras.layers.Layer):
         last = 0.0 if fixed and fixed[-1] <= low else low
         return tuple(
             ratio
-            for ratio, next_ in zip(fixed, (*fixed[1:], last), strict=False)
+            for ratio, next_ in itertools.pairwise((*fixed, last))
             if not (low <= next_ and ratio <= high)
         )
 
@@ -313,9 +314,7 @@ class Sandwich(SizeSampler):
 
     @property
     def static_ratios(self):
-        return _divided(
-            np.linspace, self.max_ratio, self.min_ratio, self.num_fixed
-        )
+        return self._divided(np.linspace, self.max_ratio, self.num_fixed)
 
     @property
     def random_range(self):
@@ -328,9 +327,13 @@ class Sandwich(SizeSampler):
 
     def _edges(self):
         """Ratios where the bands begin and end, from the largest."""
-        return _divided(
-            np.geomspace, self.max_random, self.min_ratio, self.bands + 1
-        )
+        return self._divided(np.geomspace, self.max_random, self.bands + 1)
+
+    def _divided(self, space, top, number):
+        """So many ratios from the top down to the smallest."""
+        inner = space(top, self.min_ratio, number)[1:-1]
+        inner = (float(f"{ratio:.6g}") for ratio in inner)
+        return (top, *inner, self.min_ratio)
 
     def sample(self):
         largest, *others = self.static_ratios
@@ -358,15 +361,6 @@ class Sandwich(SizeSampler):
             "bands": self.bands,
             "max_random": self.max_random,
         }
-
-
-def _divided(space, top, bottom, number):
-    """A range divided into so many ratios, from the largest."""
-    return (top, *map(_rounded, space(top, bottom, number)[1:-1]), bottom)
-
-
-def _rounded(ratio):
-    return float(f"{ratio:.6g}")
 
 
 @register_serializable

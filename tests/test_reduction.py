@@ -157,6 +157,18 @@ def test_sources(sampler, sources):
     assert sampler.sources == sources
 
 
+@pytest.mark.parametrize(
+    "fixed, sources", [((1.0,), ()), ((0.2, 1.0), (0.2,)), ((0.5, 0.6), ())]
+)
+def test_sources_of_a_sampler_of_ones_own(fixed, sources):
+    """In any order; random ratios from 0.2 on know all above that."""
+
+    class Own(Uniform):
+        static_ratios = fixed
+
+    assert Own(0.2).sources == sources
+
+
 def test_a_ratio_per_group():
     """Groups above the smallest size keep theirs, the others are reduced."""
     hyper, x = trained_at_rest(

@@ -181,11 +181,6 @@ def _conv_norm(x, filters, kernel, strides, conv, norm):
     padded = kernel > 1 and strides > 1
     if padded:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{conv}_pad")(x)
-    if kernel == 1 and strides > 1:
-        # oneDNN, on CPUs, gets the gradient of a strided 1 x 1 convolution of
-        # few channels wrong, or never ends (uxlfoundation/oneDNN, 6035).
-        x = layers.MaxPooling2D(1, strides, name=f"{conv}_stride")(x)
-        strides = 1
     x = layers.Conv2D(
         filters,
         kernel,
@@ -203,21 +198,23 @@ def _block(x, width, strides, shortcut, name):
     y = layers.ReLU(name=f"{name}_relu1")(y)
     y = _conv_norm(y, width, 3, 1, f"{name}_conv2", f"{name}_bn2")
     if strides > 1 or x.shape[-1] != width:
+        # Not by the convolution: oneDNN, on CPUs, gets the gradient of one of
+        # few channels wrong, or never ends (uxlfoundation/oneDNN, 6035).
+        x = layers.MaxPooling2D(1, strides, name=f"{name}_shortcut_stride")(x)
         x = (
             _conv_norm(
-                x, width, 1, strides, f"{name}_shortcut", f"{name}_shortcut_bn"
+                x, width, 1, 1, f"{name}_shortcut", f"{name}_shortcut_bn"
             )
             if shortcut == "conv"
-            else _padded(x, width, strides)
+            else _padded(x, width)
         )
     x = layers.Add(name=f"{name}_add")([y, x])
     return layers.ReLU(name=f"{name}_relu2")(x)
 
 
-def _padded(x, width, strides):
+def _padded(x, width):
     missing = width - x.shape[-1]
     before = missing // 2
-    x = x[:, ::strides, ::strides, :]
     return ops.pad(x, [[0, 0], [0, 0], [0, 0], [before, missing - before]])
 
 
