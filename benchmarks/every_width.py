@@ -122,9 +122,7 @@ FIELDS = {
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(),
         # As published: four widths a step, no labels for the smaller ones.
-        "sampler": nm.Sandwich(
-            low, num_fixed=2, num_random=2, bands=1, seed=seed
-        ),
+        "sampler": nm.Sandwich(low, num_fixed=2, num_random=2, seed=seed),
         "distillation": 1.0,
         "ratio_power": 0.0,
     },
@@ -215,15 +213,13 @@ ABLATIONS = {
     "one uniform size": _sampled(lambda seed, low: nm.Uniform(low, seed=seed)),
     "full size only": _sampled(lambda seed, low: nm.Switches((1.0,))),
     "two fixed sizes": _sampled(
-        lambda seed, low: nm.Sandwich(low, num_fixed=2, seed=seed)
+        lambda seed, low: nm.Sandwich(low, num_fixed=2, bands=2, seed=seed)
     ),
     "one random size": _sampled(
-        lambda seed, low: nm.Sandwich(low, bands=1, seed=seed)
+        lambda seed, low: nm.Sandwich(low, max_random=1.0, seed=seed)
     ),
-    "small random sizes": _sampled(
-        lambda seed, low: nm.Sandwich(
-            low, bands=1, max_random=low**0.5, seed=seed
-        )
+    "random sizes of all": _sampled(
+        lambda seed, low: nm.Sandwich(low, bands=2, max_random=1.0, seed=seed)
     ),
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)

@@ -42,7 +42,7 @@ from keras_neumeta.serialization import (
 )
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.smoothing import sort_channels
-from keras_neumeta.statistics import StatisticsField
+from keras_neumeta.statistics import StatisticsField, knot_ratios
 from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
 _FIELDS = {
@@ -245,7 +245,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.field.imitate(values["weight"])
         self.sampler.attach(self.graph)
         self.statistics = StatisticsField(
-            min_ratio=sampler.min_ratio, stretch=field.stretch
+            knot_ratios(sampler), stretch=field.stretch
         )
         self.statistics.attach(
             self.graph, values["statistic"], values["weight"]
@@ -268,6 +268,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 sampler.sources,
             )
         )
+        # These also compute smaller sizes, and cannot measure for their own.
+        mixed = set(limits) - {self.graph.sizes(sampler.min_ratio)}
         for sizes in fixed:
             moments = None
             if sizes in sources:
@@ -277,7 +279,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             self.networks.prepare(sizes, moments)
             if min_depth is not None:
                 self.networks.prepare_within(
-                    sizes, None if sizes in limits else moments
+                    sizes, None if sizes in mixed else moments
                 )
         for sizes in limits:
             self.networks.prepare_within(sizes)

@@ -7,6 +7,7 @@ addition, and is saved with the model.
 """
 
 import itertools
+import math
 import random
 
 import keras
@@ -265,24 +266,25 @@ class Sandwich(SizeSampler):
 
     The fixed ones are evenly spaced (1, 0.75, 0.5 and 0.25) and computed
     physically at their size: what learns in every step ends well above its
-    neighbours. For the random ones the range is divided into bands, each from
-    some ratio down to the same share of it (1 to 0.5 and 0.5 to 0.25), so that
-    small sizes learn as often as large ones. They are computed within the
-    largest network of their band: below 0.5 at a quarter of the cost.
+    neighbours. Random ones are drawn from the lower part of the range (0.5 to
+    0.25), where a channel more or less tells most, and computed within the
+    network of its largest size, at a quarter of the cost. Sizes above follow
+    from the next larger fixed one, see `ManifoldHyperModel.morph`.
 
     Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
-    sandwich rule; theirs is `num_fixed=2, num_random=2, bands=1`.
+    sandwich rule; theirs is `num_fixed=2, num_random=2`.
 
     Args:
         min_ratio, max_ratio: The range of the ratio, in (0, 1].
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
-        bands: How many bands.
+        bands: How many bands the range of the random ratios is divided into,
+            each from some ratio down to the same share of it.
         seed: Start of the sequence.
-        max_random: Where the bands begin. Default: `max_ratio`. Random sizes
-            can cost the larger fixed ones accuracy; sizes above `max_random`
-            follow from the next larger fixed one, see
-            `ManifoldHyperModel.morph`.
+        max_random: The largest random ratio. Default: the geometric middle of
+            the range; all of it with two fixed ratios, between which there
+            is nothing else to follow from. Random sizes near the large fixed
+            ones cost these accuracy.
     """
 
     def __init__(
@@ -291,7 +293,7 @@ class Sandwich(SizeSampler):
         max_ratio=1.0,
         num_fixed=4,
         num_random=1,
-        bands=2,
+        bands=1,
         seed=None,
         max_random=None,
         **kwargs,
@@ -300,9 +302,12 @@ class Sandwich(SizeSampler):
         self.num_fixed = _check_count("num_fixed", num_fixed, 2)
         self.num_random = _check_count("num_random", num_random, 0)
         self.bands = _check_count("bands", bands, 1)
-        self.max_random = (
-            self.max_ratio if max_random is None else check_ratio(max_random)
-        )
+        if max_random is None:
+            few = self.num_fixed == 2
+            middle = math.sqrt(self.min_ratio * self.max_ratio)
+            middle = max(float(f"{middle:.6g}"), self.min_ratio)
+            max_random = self.max_ratio if few else min(middle, self.max_ratio)
+        self.max_random = check_ratio(max_random)
         if not self.min_ratio <= self.max_random <= self.max_ratio:
             raise ValueError(
                 "Argument `max_random` must be in the range of the ratio. "
@@ -362,6 +367,13 @@ class Sandwich(SizeSampler):
             "max_random": self.max_random,
         }
 
+    @classmethod
+    def from_config(cls, config):
+        # Files of before there was this argument.
+        if cls is Sandwich and "max_random" not in config:
+            config = {**config, "max_random": config["max_ratio"]}
+        return super().from_config(config)
+
 
 @register_serializable
 class Independent(Sandwich):
@@ -392,8 +404,7 @@ class Independent(Sandwich):
             max_ratio,
             num_fixed,
             num_random,
-            bands=1,
-            max_random=None,
+            max_random=max_ratio,
             seed=seed,
             **kwargs,
         )

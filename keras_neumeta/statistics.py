@@ -18,6 +18,20 @@ from keras_neumeta.serialization import register_serializable
 
 # A variance that counts as none: that of Keras' batch norm.
 EPSILON = 1e-3
+# Knots in the range of the random sizes.
+NUM_KNOTS = 7
+
+
+def knot_ratios(sampler):
+    """Where the sizes of a `SizeSampler` are: its fixed ones, random ones.
+
+    Returns:
+        Rising ratios, the last one 1.
+    """
+    ratios = [sampler.min_ratio, *sampler.static_ratios, 1.0]
+    if sampler.random_range is not None:
+        ratios += [*np.linspace(*sampler.random_range, NUM_KNOTS)]
+    return tuple(sorted({float(f"{ratio:.6g}") for ratio in ratios}))
 
 
 @register_serializable
@@ -25,10 +39,10 @@ class StatisticsField(keras.layers.Layer):
     """Moving statistics of every size, measured while training.
 
     Each statistic of the target has an array `(knots, channels)`: its values
-    at evenly spaced ratios (and, where blocks can be left out, at a few
-    numbers of blocks for each), linear in between, with channels read at
-    the positions of the weight field. After a step at some size, the change
-    of the moving average is handed to the two knots around that size.
+    at a few ratios (and, where blocks can be left out, at a few numbers of
+    blocks for each), linear in between, with channels read at the positions
+    of the weight field. After a step at some size, the change of the moving
+    average is handed to the two knots around that size.
 
     The mean of what a linear layer computes is no smooth curve. It follows
     from the layer's mean input, a further statistic, and the weights of the
@@ -38,18 +52,15 @@ class StatisticsField(keras.layers.Layer):
     a curve could else fall to zero.
 
     Args:
-        min_ratio: Ratio of the first knot; the last one is at 1.
-        num_knots: Number of ratios: 7 have the four fixed sizes of the default
-            sampler among them.
+        ratios: Rising ratios of the knots, the last one 1.
         stretch: As in the weight field.
     """
 
-    def __init__(self, min_ratio=0.25, num_knots=7, stretch=1.0, **kwargs):
+    def __init__(self, ratios=(0.25, 0.5, 0.75, 1.0), stretch=1.0, **kwargs):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
-        self.min_ratio = min_ratio
-        self.num_knots = 1 if min_ratio >= 1.0 else num_knots
+        self.ratios = tuple(ratios)
         self.stretch = stretch
 
     def attach(self, graph, values, weights):
@@ -91,9 +102,7 @@ class StatisticsField(keras.layers.Layer):
         self.size_knots = SizeKnots(
             graph,
             [self.layouts[bundle[0]] for bundle in self.bundles],
-            np.linspace(self.min_ratio, 1.0, self.num_knots)
-            if self.num_knots > 1
-            else [1.0],
+            self.ratios,
         )
         for number, bundle in enumerate(self.bundles):
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
@@ -221,8 +230,7 @@ class StatisticsField(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "min_ratio": self.min_ratio,
-            "num_knots": self.num_knots,
+            "ratios": self.ratios,
             "stretch": self.stretch,
         }
 

@@ -113,9 +113,9 @@ def test_survives_saving(tmp_path):
 @pytest.mark.parametrize(
     "sampler, trained, others",
     [
-        (Sandwich(0.5, num_fixed=2, bands=1), (1.0, 0.75, 0.5), (0.25,)),
+        (Sandwich(0.5, num_fixed=2), (1.0, 0.75, 0.5), (0.25,)),
         (
-            Sandwich(0.25, num_fixed=3, bands=1, max_random=0.5),
+            Sandwich(0.25, num_fixed=3, max_random=0.5),
             (1.0, 0.625, 0.5, 0.25),
             (0.75, 0.125),
         ),
@@ -142,8 +142,9 @@ def test_trained_sizes_are_the_fields_own(sampler, trained, others):
 @pytest.mark.parametrize(
     "sampler, sources",
     [
-        (Sandwich(0.25), (0.25,)),
-        (Sandwich(0.25, max_random=0.5), (1.0, 0.75, 0.25)),
+        (Sandwich(0.25), (1.0, 0.75, 0.25)),
+        (Sandwich(0.25, num_fixed=2), (0.25,)),
+        (Sandwich(0.25, max_random=1.0), (0.25,)),
         (Sandwich(0.25, max_random=0.6), (1.0, 0.75, 0.25)),
         (Sandwich(0.25, max_random=0.75), (1.0, 0.25)),
         (Sandwich(0.25, num_random=0), (1.0, 0.75, 0.5, 0.25)),
@@ -172,7 +173,7 @@ def test_sources_of_a_sampler_of_ones_own(fixed, sources):
 def test_a_ratio_per_group():
     """Groups above the smallest size keep theirs, the others are reduced."""
     hyper, x = trained_at_rest(
-        residual_network(), sampler=Sandwich(0.5, num_fixed=2, bands=1)
+        residual_network(), sampler=Sandwich(0.5, num_fixed=2)
     )
     model = hyper.morph({"inner": 0.25, "dense": 0.75})
     kernels = {v.path: tuple(v.shape) for v in model.trainable_variables}
@@ -182,7 +183,7 @@ def test_a_ratio_per_group():
 
 
 def test_groups_above_all_that_was_trained_keep_theirs():
-    sampler = Sandwich(0.5, 0.75, num_fixed=2, bands=1)
+    sampler = Sandwich(0.5, 0.75, num_fixed=2)
     hyper, _ = trained_at_rest(residual_network(), sampler=sampler)
     moments = hyper.moments[-1]
     sizes = list(hyper.graph.full_sizes)
@@ -456,7 +457,7 @@ def test_blocks_that_were_never_there_are_left_out_of_it():
         y = layers.Dense(5, activation="relu", name=f"in{number}")(x)
         x = layers.Add()([x, layers.Dense(4, name=f"out{number}")(y)])
     model = keras.Model(inputs, layers.Dense(2, name="head")(x))
-    sampler = Sandwich(0.5, num_fixed=2, bands=1, seed=0)
+    sampler = Sandwich(0.5, num_fixed=2, seed=0)
     hyper = ManifoldHyperModel(model, sampler=sampler, min_depth=0, seed=0)
     hyper.compile(keras.optimizers.SGD(0.0), "mse")
     x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")

@@ -56,7 +56,7 @@ def test_discrete_is_even_without_probabilities():
 
 @pytest.mark.parametrize("num_random", [0, 1, 3])
 def test_sandwich_has_the_ends_and_random_ratios(num_random):
-    sampler = Sandwich(0.25, 1.0, 2, num_random, bands=1, seed=0)
+    sampler = Sandwich(0.25, 1.0, 2, num_random, seed=0)
     assert sampler.static_ratios == (1.0, 0.25)
     ratios = draw(sampler, 50)
     assert ratios.shape == (50, num_random + 2)
@@ -91,26 +91,41 @@ def test_sandwich_has_random_ratios_in_each_band(num_random):
         spread = random[:, band].max() - random[:, band].min()
         assert spread > 0.8 * (high - low)
     # Nothing below 1 to compute within.
-    assert Sandwich(0.25, bands=1).limits == ()
+    assert Sandwich(0.25, max_random=1.0).limits == ()
     assert Sandwich(num_random=0).limits == ()
 
 
 def test_random_ratios_of_sandwich_end_where_they_are_told_to():
-    sampler = Sandwich(bands=1, max_random=0.5, seed=0)
+    sampler = Sandwich(seed=0)  # to the geometric middle
     assert sampler.static_ratios == (1.0, 0.75, 0.5, 0.25)
     assert sampler.random_range == (0.25, 0.5) and sampler.limits == (0.5,)
     random = draw(sampler, 60)[:, 1]
     assert random.min() < 0.26 and 0.49 < random.max() <= 0.5
-    assert Sandwich(max_random=0.5).limits == (0.5, 0.353553)
-    assert Sandwich(0.2, 0.8).random_range == (0.2, 0.8)
+    assert Sandwich(bands=2).limits == (0.5, 0.353553)
+    assert Sandwich(0.2, 0.8).random_range == (0.2, 0.4)
+    assert Sandwich(0.2, 0.8, num_fixed=2).random_range == (0.2, 0.8)
+    assert Sandwich(0.2, max_random=0.8).random_range == (0.2, 0.8)
     assert Sandwich(0.5, max_random=0.5).random_range == (0.5, 0.5)
     assert Sandwich(num_random=0).random_range is None
 
 
 def test_fixed_ratios_of_sandwich_are_python_floats():
-    first, random, *others = Sandwich(bands=1).sample()
+    first, random, *others = Sandwich().sample()
     assert all(isinstance(ratio, float) for ratio in (first, *others))
-    assert not isinstance(random, float)
+    assert not isinstance(value_of(random), float)
+
+
+@pytest.mark.parametrize("low", [1 / 3, 0.999999999, 1.0])
+def test_random_ratios_stay_in_a_range_of_many_digits(low):
+    for high in (low, 1.0):
+        sampler = Sandwich(low, high)
+        assert low <= sampler.max_random <= high
+
+
+def test_sandwich_of_older_files_draws_from_all_of_the_range():
+    config = Sandwich(0.2, 0.8, bands=2).get_config()
+    del config["max_random"]
+    assert Sandwich.from_config(config).limits == (0.8, 0.4)
 
 
 def test_first_ratios_are_the_same_on_every_backend():
@@ -120,7 +135,7 @@ def test_first_ratios_are_the_same_on_every_backend():
         atol=1e-5,
     )
     np.testing.assert_allclose(
-        draw(Sandwich(0.25, 1.0, num_random=2, bands=1, seed=7), 2)[:, 1:3],
+        draw(Sandwich(0.25, 1.0, 2, num_random=2, seed=7), 2)[:, 1:3],
         [[0.432347, 0.483571], [0.895873, 0.794231]],
         atol=1e-5,
     )
@@ -150,7 +165,7 @@ def test_state_goes_on_after_loading():
         (lambda: Uniform(0.9, 0.5), ValueError, "`min_ratio` must not be"),
         (lambda: Uniform(0.5, 1.5), ValueError, "in \\(0, 1\\]"),
         (lambda: Sandwich("0.5"), TypeError, "must be a number"),
-        (lambda: Sandwich(num_random=9), ValueError, "at most 16"),
+        (lambda: Sandwich(num_random=17), ValueError, "at most 16"),
         (lambda: Sandwich(num_random=-1), ValueError, "num_random"),
         (lambda: Sandwich(num_fixed=1), ValueError, "`num_fixed` .* least 2"),
         (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),

@@ -9,10 +9,12 @@ from keras_neumeta import (
     AnchoredField,
     ManifoldHyperModel,
     Sandwich,
+    Switches,
+    Uniform,
     calibrate,
     trace,
 )
-from keras_neumeta.statistics import StatisticsField
+from keras_neumeta.statistics import StatisticsField, knot_ratios
 
 from .graph.equivalence import crop
 
@@ -193,7 +195,7 @@ def test_update_leaves_far_sizes_alone():
 
 
 def test_leading_slice_updates_only_the_channels_it_reads():
-    field, values = attached(stretch=0.0, num_knots=1)
+    field, values = attached(stretch=0.0, ratios=(1.0,))
     sizes = field.graph.sizes(0.5)
     before = field.generate(sizes)
     field.update(sizes, before, [x + 1.0 for x in before])
@@ -203,9 +205,18 @@ def test_leading_slice_updates_only_the_channels_it_reads():
     np.testing.assert_allclose(full - values[0], expected, atol=1e-5)
 
 
-def test_one_size_has_one_knot():
-    field, _ = attached(min_ratio=1.0)
-    assert field.num_knots == 1
+@pytest.mark.parametrize(
+    "sampler, ratios",
+    [
+        (Sandwich(num_fixed=2), [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]),
+        (Sandwich(), [*np.linspace(0.25, 0.5, 7), 0.75, 1.0]),
+        (Sandwich(0.5, 0.7, num_random=0, num_fixed=3), [0.5, 0.6, 0.7, 1.0]),
+        (Switches((1.0, 0.3)), [0.3, 1.0]),
+        (Uniform(1.0), [1.0]),
+    ],
+)
+def test_knots_are_where_sizes_are_trained(sampler, ratios):
+    np.testing.assert_allclose(knot_ratios(sampler), ratios, atol=1e-6)
 
 
 def test_variances_stay_positive():
@@ -256,7 +267,7 @@ def test_training_measures_what_calibration_would():
 
 
 def test_moments_of_sums_by_hand():
-    field, _ = attached(linear_network, stretch=0.0, num_knots=1)
+    field, _ = attached(linear_network, stretch=0.0, ratios=(1.0,))
     sizes = field.graph.sizes(0.5)
     start = arrays(field.generate(sizes))
     conv, dense = field.graph.normalized_sums
@@ -311,7 +322,17 @@ def test_variances_do_not_fall_to_zero():
 
 
 @pytest.mark.tensorflow  # So many steps take minutes on the others.
-def test_sizes_between_knots_have_the_moments_of_calibration():
+@pytest.mark.parametrize(
+    "sampler, ratios",
+    [
+        (Sandwich(seed=0), (0.27, 0.32, 0.4, 0.48)),
+        (
+            Sandwich(bands=2, max_random=1.0, seed=0),
+            (0.32, 0.4, 0.6, 0.7, 0.95),
+        ),
+    ],
+)
+def test_sizes_between_knots_have_the_moments_of_calibration(sampler, ratios):
     """With weights that stay."""
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(1.0, 2.0, size=(64, 6, 6, 1))
@@ -322,15 +343,15 @@ def test_sizes_between_knots_have_the_moments_of_calibration():
             random = np.random.default_rng(len(variable.path))
             variable.assign(random.normal(size=variable.shape))
     calibrate(model, x)
-    hyper = ManifoldHyperModel(model, sampler=Sandwich(seed=0), smooth=False)
+    hyper = ManifoldHyperModel(model, sampler=sampler, smooth=False)
     hyper.compile(keras.optimizers.SGD(0.0), "mse")
     hyper.fit(x, y, batch_size=64, epochs=100, verbose=0)
-    for ratio in (0.32, 0.4, 0.6, 0.7, 0.95):
+    for ratio in ratios:
         kept = hyper.morph(ratio)
         measured = hyper.morph(ratio, calibration_data=x)
         for name, mean_bound, bound in (
             ("norm", 0.02, 0.07),
-            ("last", 0.12, 0.16),
+            ("last", 0.14, 0.16),
         ):
             a, b = kept.get_layer(name), measured.get_layer(name)
             deviation = ops.convert_to_numpy(b.moving_variance) ** 0.5
