@@ -116,6 +116,12 @@ TASKS = {
     ),
 }
 
+
+def _of_all(seed, low):
+    """Random sizes from all of the range, as fields between sizes need."""
+    return nm.Sandwich(low, bands=2, max_random=1.0, seed=seed)
+
+
 # Each method by the arguments of its hypermodel, for a seed and the range.
 FIELDS = {
     "anchored": lambda seed, low: {"sampler": nm.Sandwich(low, seed=seed)},
@@ -139,7 +145,7 @@ FIELDS = {
     },
     "implicit": lambda seed, low: {
         "field": nm.ImplicitField(imitation_steps=0, seed=seed),
-        "sampler": nm.Sandwich(low, seed=seed),
+        "sampler": _of_all(seed, low),
         "distillation": 0.0,
         "reconstruction": 1.0,
     },
@@ -152,7 +158,7 @@ def _imitating(noise):
         "field": nm.ImplicitField(
             width=128, num_frequencies=6, imitation_steps=1000, seed=seed
         ),
-        "sampler": nm.Sandwich(low, seed=seed),
+        "sampler": _of_all(seed, low),
         "noise": noise,
         "reconstruction": 1.0,
     }
@@ -183,9 +189,12 @@ def _sampled(sampler):
 def _field(noise=0.0, smooth=True, **changes):
     def arguments(seed, low):
         # As by default, where the change allows it.
-        levels = () if changes.get("stretch") else default_levels(low)
+        between = bool(changes.get("stretch"))
+        levels = () if between else default_levels(low)
+        sampler = {"sampler": _of_all(seed, low)} if between else {}
         return {
             **FIELDS["anchored"](seed, low),
+            **sampler,
             "field": nm.AnchoredField(**{"levels": levels, **changes}),
             "noise": noise,
             "smooth": smooth,
@@ -203,9 +212,7 @@ ABLATIONS = {
     "stretch 1, noise 1": _field(stretch=1.0, noise=1.0),
     "stretch 1, noise 2": _field(stretch=1.0, noise=2.0),
     # The range of the other tasks, where that of the task is smaller.
-    "down to a quarter": _sampled(
-        lambda seed, low: nm.Sandwich(0.25, seed=seed)
-    ),
+    "down to a quarter": _sampled(lambda seed, low: _of_all(seed, 0.25)),
     "reconstruction 1": _changed(reconstruction=1.0),
     "reconstruction 10": _changed(reconstruction=10.0),
     "reconstruction 100": _changed(reconstruction=100.0),
@@ -218,9 +225,7 @@ ABLATIONS = {
     "one random size": _sampled(
         lambda seed, low: nm.Sandwich(low, max_random=1.0, seed=seed)
     ),
-    "random sizes of all": _sampled(
-        lambda seed, low: nm.Sandwich(low, bands=2, max_random=1.0, seed=seed)
-    ),
+    "random sizes of all": _sampled(_of_all),
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)
     ),
