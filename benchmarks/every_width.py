@@ -119,7 +119,7 @@ TASKS = {
 
 def _of_all(seed, low):
     """Random sizes from all of the range, as fields between sizes need."""
-    return nm.Sandwich(low, bands=2, max_random=1.0, seed=seed)
+    return nm.Sandwich(low, max_random=1.0, seed=seed)
 
 
 # Each method by the arguments of its hypermodel, for a seed and the range.
@@ -128,7 +128,9 @@ FIELDS = {
     "slimmable": lambda seed, low: {
         "field": nm.SlimmableField(),
         # As published: four widths a step, no labels for the smaller ones.
-        "sampler": nm.Sandwich(low, num_fixed=2, num_random=2, seed=seed),
+        "sampler": nm.Sandwich(
+            low, num_fixed=2, num_random=2, bands=1, seed=seed
+        ),
         "distillation": 1.0,
         "ratio_power": 0.0,
     },
@@ -220,10 +222,10 @@ ABLATIONS = {
     "one uniform size": _sampled(lambda seed, low: nm.Uniform(low, seed=seed)),
     "full size only": _sampled(lambda seed, low: nm.Switches((1.0,))),
     "two fixed sizes": _sampled(
-        lambda seed, low: nm.Sandwich(low, num_fixed=2, bands=2, seed=seed)
+        lambda seed, low: nm.Sandwich(low, num_fixed=2, seed=seed)
     ),
     "one random size": _sampled(
-        lambda seed, low: nm.Sandwich(low, max_random=1.0, seed=seed)
+        lambda seed, low: nm.Sandwich(low, bands=1, max_random=1.0, seed=seed)
     ),
     "random sizes of all": _sampled(_of_all),
     "no random size": _sampled(

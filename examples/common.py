@@ -419,7 +419,7 @@ def manifold_of(
         more: Further arguments of `ManifoldHyperModel`.
     """
     # Fewer networks in quick mode, for compiling them takes longest there.
-    few = {"num_fixed": 2} if options.quick else {}
+    few = {"num_fixed": 2, "bands": 1} if options.quick else {}
     more.setdefault("sampler", sampler_of(options, **few))
     hyper = nm.ManifoldHyperModel(model, seed=options.seed, **more)
     train(hyper, title, data, options.epochs, options, compiled, sgd)

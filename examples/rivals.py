@@ -55,7 +55,9 @@ def rivals_of(base, data, options, compiled, sgd=False):
             title="slimmable, every width at once",
             field=nm.SlimmableField(),
             # As published: four widths a step, no labels for the smaller.
-            sampler=common.sampler_of(options, num_fixed=2, num_random=2),
+            sampler=common.sampler_of(
+                options, num_fixed=2, num_random=2, bands=1
+            ),
             distillation=1.0,
             ratio_power=0.0,
         )

@@ -224,6 +224,7 @@ for title, field in fields.items():
 | a width per group in `morph` | `sampler="independent"` |
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
 | a cheaper step, large sizes first | `sampler=nm.Sandwich(num_random=0)` |
+| all sizes above 0.75 trained too | `sampler=nm.Sandwich(max_random=1.0)` |
 | the cheapest step | `sampler="uniform"`, `distillation=0.0` |
 | a pretrained network to stay close | a high `reconstruction` |
 | fewer blocks too | `min_depth=2` |

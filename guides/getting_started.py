@@ -176,11 +176,11 @@ table.plot()
 """
 All sizes share their weights, but for the smallest: a quarter has some of its
 own, and sizes up to a half blend the two. Here is the accuracy at sixteen
-widths. Four of them (1, 0.75, 0.5 and 0.25) are trained in every step, those
-below a half are drawn at random now and then, and those above follow from the
-next larger of the four. It shows: the network at 0.3 makes
-more errors than the smaller one at 0.25. Where a size matters, give the sampler
-that ratio (`nm.Switches`), or try those around it.
+widths. Four of them (1, 0.75, 0.5 and 0.25) are trained in every step, those in
+between from 0.75 down are drawn at random now and then, and those above follow
+from the full size. It shows: the network at 0.3 makes more errors than the
+smaller one at 0.25. Where a size matters, give the sampler that ratio
+(`nm.Switches`), or try those around it.
 """
 
 ratios = np.linspace(1.0, 0.25, 2 if QUICK else 16)

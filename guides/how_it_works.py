@@ -269,9 +269,9 @@ axes.legend()
 """
 ## A step, and its loss
 
-A step of `fit` draws sizes (four fixed ones and, with the default sampler, a
-random one from half the width down), reads their weights from the field, runs
-the network with each, and takes the gradient of the sum of their losses:
+A step of `fit` draws sizes (four fixed ones and two random ones with the
+default sampler), reads their weights from the field, runs the network with
+each, and takes the gradient of the sum of their losses:
 
 - `task_loss`: the compiled loss, here the mean over the sizes of the step.
 - `distillation_loss`: smaller sizes against the outputs of the largest one. It

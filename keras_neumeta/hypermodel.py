@@ -110,7 +110,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         noise: Coordinate noise while training: uniform within this many
             channels (1 as published, 0 for none). The full size gets none.
             Teaches the field sizes below those trained, at some cost to the
-            others; without it they follow from the smallest one, see `morph`.
+            others; without it they follow from those trained, see `morph`.
             For fields whose neighbouring channels are alike:
             `AnchoredField(stretch=1)`, `ImplicitField`.
         min_depth: Whether networks of fewer residual blocks are learned too,
@@ -243,6 +243,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.field.attach(self.graph, values["weight"])
         if imitate:
             self.field.imitate(values["weight"])
+        self.sampler.settle(follow=self.graph.is_linear and not self.noise)
         self.sampler.attach(self.graph)
         self.statistics = StatisticsField(
             knot_ratios(sampler), stretch=field.stretch

@@ -7,7 +7,6 @@ addition, and is saved with the model.
 """
 
 import itertools
-import math
 import random
 
 import keras
@@ -58,6 +57,14 @@ class SizeSampler(keras.layers.Layer):
         self.built = True
 
     num_sizes = 1
+
+    def settle(self, follow):
+        """Settles what the arguments leave open; comes before `attach`.
+
+        Args:
+            follow: Whether sizes between the fixed ones can follow from the
+                next larger one.
+        """
 
     def attach(self, graph):
         """Tells the sampler the channel graph of the target."""
@@ -266,25 +273,25 @@ class Sandwich(SizeSampler):
 
     The fixed ones are evenly spaced (1, 0.75, 0.5 and 0.25) and computed
     physically at their size: what learns in every step ends well above its
-    neighbours. Random ones are drawn from the lower part of the range (0.5 to
-    0.25), where a channel more or less tells most, and computed within the
-    network of its largest size, at a quarter of the cost. Sizes above follow
-    from the next larger fixed one, see `ManifoldHyperModel.morph`.
+    neighbours. The range of the random ones is divided into bands, each from
+    some ratio down to the same share of it (0.75 to 0.43 and 0.43 to 0.25), so
+    that small sizes learn as often as large ones. They are computed within
+    the largest network of their band: at 0.56 and 0.19 of the cost.
 
     Source: Universally Slimmable Networks (Yu and Huang, ICCV 2019), the
-    sandwich rule; theirs is `num_fixed=2, num_random=2`.
+    sandwich rule; theirs is `num_fixed=2, num_random=2, bands=1`.
 
     Args:
         min_ratio, max_ratio: The range of the ratio, in (0, 1].
         num_fixed: How many fixed ratios a step, at least 2.
         num_random: How many random ratios a step, in each band.
-        bands: How many bands the range of the random ratios is divided into,
-            each from some ratio down to the same share of it.
+        bands: How many bands.
         seed: Start of the sequence.
-        max_random: The largest random ratio. Default: the geometric middle of
-            the range; all of it with two fixed ratios, between which there
-            is nothing else to follow from. Random sizes near the large fixed
-            ones cost these accuracy.
+        max_random: The largest random ratio. Default: the largest fixed ratio
+            but one, as random sizes above cost the full one accuracy. Those
+            then follow from the largest fixed one, see
+            `ManifoldHyperModel.morph`. Where that is not possible for all
+            layers, with two fixed ratios, and with `noise`: `max_ratio`.
     """
 
     def __init__(
@@ -293,7 +300,7 @@ class Sandwich(SizeSampler):
         max_ratio=1.0,
         num_fixed=4,
         num_random=1,
-        bands=1,
+        bands=2,
         seed=None,
         max_random=None,
         **kwargs,
@@ -302,13 +309,10 @@ class Sandwich(SizeSampler):
         self.num_fixed = _check_count("num_fixed", num_fixed, 2)
         self.num_random = _check_count("num_random", num_random, 0)
         self.bands = _check_count("bands", bands, 1)
-        if max_random is None:
-            few = self.num_fixed == 2
-            middle = math.sqrt(self.min_ratio * self.max_ratio)
-            middle = max(float(f"{middle:.6g}"), self.min_ratio)
-            max_random = self.max_ratio if few else min(middle, self.max_ratio)
-        self.max_random = check_ratio(max_random)
-        if not self.min_ratio <= self.max_random <= self.max_ratio:
+        self.max_random = max_random
+        if max_random is not None:
+            self.max_random = check_ratio(max_random)
+        if not self.min_ratio <= self._random_top <= self.max_ratio:
             raise ValueError(
                 "Argument `max_random` must be in the range of the ratio. "
                 f"Received: max_random={max_random}, min_ratio={min_ratio}, "
@@ -323,7 +327,18 @@ class Sandwich(SizeSampler):
 
     @property
     def random_range(self):
-        return (self.min_ratio, self.max_random) if self.num_random else None
+        return (self.min_ratio, self._random_top) if self.num_random else None
+
+    @property
+    def _random_top(self):
+        if self.max_random is not None:
+            return self.max_random
+        second = self.static_ratios[1]
+        return second if second > self.min_ratio else self.max_ratio
+
+    def settle(self, follow):
+        if self.max_random is None:
+            self.max_random = self._random_top if follow else self.max_ratio
 
     @property
     def limits(self):
@@ -332,12 +347,15 @@ class Sandwich(SizeSampler):
 
     def _edges(self):
         """Ratios where the bands begin and end, from the largest."""
-        return self._divided(np.geomspace, self.max_random, self.bands + 1)
+        return self._divided(np.geomspace, self._random_top, self.bands + 1)
 
     def _divided(self, space, top, number):
         """So many ratios from the top down to the smallest."""
         inner = space(top, self.min_ratio, number)[1:-1]
-        inner = (float(f"{ratio:.6g}") for ratio in inner)
+        inner = (
+            min(max(float(f"{ratio:.6g}"), self.min_ratio), top)
+            for ratio in inner
+        )
         return (top, *inner, self.min_ratio)
 
     def sample(self):
@@ -371,7 +389,7 @@ class Sandwich(SizeSampler):
     def from_config(cls, config):
         # Files of before there was this argument.
         if cls is Sandwich and "max_random" not in config:
-            config = {**config, "max_random": config["max_ratio"]}
+            config = {**config, "max_random": config.get("max_ratio", 1.0)}
         return super().from_config(config)
 
 
@@ -404,6 +422,7 @@ class Independent(Sandwich):
             max_ratio,
             num_fixed,
             num_random,
+            bands=1,
             max_random=max_ratio,
             seed=seed,
             **kwargs,

@@ -28,10 +28,15 @@ def knot_ratios(sampler):
     Returns:
         Rising ratios, the last one 1.
     """
-    ratios = [sampler.min_ratio, *sampler.static_ratios, 1.0]
+    fixed = {sampler.min_ratio, *sampler.static_ratios, 1.0}
+    random = []
     if sampler.random_range is not None:
-        ratios += [*np.linspace(*sampler.random_range, NUM_KNOTS)]
-    return tuple(sorted({float(f"{ratio:.6g}") for ratio in ratios}))
+        random, gap = np.linspace(
+            *sampler.random_range, NUM_KNOTS, retstep=True
+        )
+        # Few sizes are drawn between knots that nearly coincide.
+        random = [r for r in random if min(abs(r - f) for f in fixed) > gap / 4]
+    return tuple(sorted({float(f"{r:.6g}") for r in (*fixed, *random)}))
 
 
 @register_serializable

@@ -38,7 +38,7 @@ def first_steps():
     hyper = ManifoldHyperModel(
         model,
         field=AnchoredField(size_knots=(0.3, 0.6)),
-        sampler=Sandwich(0.25, num_fixed=3, bands=2, max_random=1.0, seed=0),
+        sampler=Sandwich(0.25, num_fixed=3, max_random=1.0, seed=0),
         distillation=0.7,
         ratio_power=0.5,
         reconstruction=0.1,

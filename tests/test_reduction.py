@@ -113,9 +113,9 @@ def test_survives_saving(tmp_path):
 @pytest.mark.parametrize(
     "sampler, trained, others",
     [
-        (Sandwich(0.5, num_fixed=2), (1.0, 0.75, 0.5), (0.25,)),
+        (Sandwich(0.5, num_fixed=2, bands=1), (1.0, 0.75, 0.5), (0.25,)),
         (
-            Sandwich(0.25, num_fixed=3, max_random=0.5),
+            Sandwich(0.25, num_fixed=3, bands=1, max_random=0.5),
             (1.0, 0.625, 0.5, 0.25),
             (0.75, 0.125),
         ),
@@ -142,9 +142,10 @@ def test_trained_sizes_are_the_fields_own(sampler, trained, others):
 @pytest.mark.parametrize(
     "sampler, sources",
     [
-        (Sandwich(0.25), (1.0, 0.75, 0.25)),
+        (Sandwich(0.25), (1.0, 0.25)),
         (Sandwich(0.25, num_fixed=2), (0.25,)),
         (Sandwich(0.25, max_random=1.0), (0.25,)),
+        (Sandwich(0.25, max_random=0.5), (1.0, 0.75, 0.25)),
         (Sandwich(0.25, max_random=0.6), (1.0, 0.75, 0.25)),
         (Sandwich(0.25, max_random=0.75), (1.0, 0.25)),
         (Sandwich(0.25, num_random=0), (1.0, 0.75, 0.5, 0.25)),
@@ -156,6 +157,59 @@ def test_trained_sizes_are_the_fields_own(sampler, trained, others):
 )
 def test_sources(sampler, sources):
     assert sampler.sources == sources
+
+
+def sequence_network(*middle):
+    inputs = keras.Input((6, 4))
+    x = layers.Conv1D(8, 1, name="first")(inputs)
+    for layer in middle:
+        x = layer(x)
+    x = layers.Conv1D(8, 1, name="second")(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x))
+
+
+@pytest.mark.parametrize(
+    "make, is_linear",
+    [
+        (residual_network, True),
+        (lambda: sequence_network(layers.ReLU()), True),
+        (lambda: sequence_network(layers.DepthwiseConv1D(3)), True),
+        (lambda: sequence_network(layers.LayerNormalization()), False),
+        (lambda: sequence_network(layers.Softmax()), False),
+        (lambda: sequence_network(layers.SeparableConv1D(8, 3)), False),
+        (lambda: sequence_network(layers.GRU(8, return_sequences=True)), False),
+        (lambda: sequence_network(sequence()), False),
+    ],
+)
+def test_all_sizes_are_drawn_where_channels_have_no_stand_in(make, is_linear):
+    model = make()
+    assert trace(model).is_linear == is_linear
+    hyper = ManifoldHyperModel(model)
+    assert hyper.sampler.max_random == (0.75 if is_linear else 1.0)
+    assert len(hyper.moments) == (2 if is_linear else 1)
+    again = ManifoldHyperModel.from_config(hyper.get_config())
+    assert again.sampler.max_random == hyper.sampler.max_random
+
+
+def sequence():
+    """A model that will be nested."""
+    layer = layers.Conv1D(8, 1, name="inside")
+    return keras.Sequential([keras.Input((6, 8)), layer])
+
+
+def test_channels_that_stay_need_no_stand_in():
+    model = sequence_network(layers.GRU(8, return_sequences=True))
+    graph = trace(model, layers=["second"])
+    assert graph.is_linear and graph.morphable_groups
+
+
+def test_all_sizes_are_drawn_with_noise():
+    for noise, top in ((0.0, 0.75), (1.0, 1.0)):
+        hyper = ManifoldHyperModel(
+            residual_network(), AnchoredField(stretch=1.0), noise=noise
+        )
+        assert hyper.sampler.max_random == top
 
 
 @pytest.mark.parametrize(
@@ -173,7 +227,7 @@ def test_sources_of_a_sampler_of_ones_own(fixed, sources):
 def test_a_ratio_per_group():
     """Groups above the smallest size keep theirs, the others are reduced."""
     hyper, x = trained_at_rest(
-        residual_network(), sampler=Sandwich(0.5, num_fixed=2)
+        residual_network(), sampler=Sandwich(0.5, num_fixed=2, bands=1)
     )
     model = hyper.morph({"inner": 0.25, "dense": 0.75})
     kernels = {v.path: tuple(v.shape) for v in model.trainable_variables}
@@ -183,7 +237,7 @@ def test_a_ratio_per_group():
 
 
 def test_groups_above_all_that_was_trained_keep_theirs():
-    sampler = Sandwich(0.5, 0.75, num_fixed=2)
+    sampler = Sandwich(0.5, 0.75, num_fixed=2, bands=1)
     hyper, _ = trained_at_rest(residual_network(), sampler=sampler)
     moments = hyper.moments[-1]
     sizes = list(hyper.graph.full_sizes)
@@ -457,7 +511,7 @@ def test_blocks_that_were_never_there_are_left_out_of_it():
         y = layers.Dense(5, activation="relu", name=f"in{number}")(x)
         x = layers.Add()([x, layers.Dense(4, name=f"out{number}")(y)])
     model = keras.Model(inputs, layers.Dense(2, name="head")(x))
-    sampler = Sandwich(0.5, num_fixed=2, seed=0)
+    sampler = Sandwich(0.5, num_fixed=2, bands=1, seed=0)
     hyper = ManifoldHyperModel(model, sampler=sampler, min_depth=0, seed=0)
     hyper.compile(keras.optimizers.SGD(0.0), "mse")
     x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")

@@ -56,7 +56,7 @@ def test_discrete_is_even_without_probabilities():
 
 @pytest.mark.parametrize("num_random", [0, 1, 3])
 def test_sandwich_has_the_ends_and_random_ratios(num_random):
-    sampler = Sandwich(0.25, 1.0, 2, num_random, seed=0)
+    sampler = Sandwich(0.25, 1.0, 2, num_random, bands=1, seed=0)
     assert sampler.static_ratios == (1.0, 0.25)
     ratios = draw(sampler, 50)
     assert ratios.shape == (50, num_random + 2)
@@ -91,41 +91,61 @@ def test_sandwich_has_random_ratios_in_each_band(num_random):
         spread = random[:, band].max() - random[:, band].min()
         assert spread > 0.8 * (high - low)
     # Nothing below 1 to compute within.
-    assert Sandwich(0.25, max_random=1.0).limits == ()
+    assert Sandwich(0.25, bands=1, max_random=1.0).limits == ()
     assert Sandwich(num_random=0).limits == ()
 
 
 def test_random_ratios_of_sandwich_end_where_they_are_told_to():
-    sampler = Sandwich(seed=0)  # to the geometric middle
+    sampler = Sandwich(bands=1, max_random=0.5, seed=0)
     assert sampler.static_ratios == (1.0, 0.75, 0.5, 0.25)
     assert sampler.random_range == (0.25, 0.5) and sampler.limits == (0.5,)
     random = draw(sampler, 60)[:, 1]
     assert random.min() < 0.26 and 0.49 < random.max() <= 0.5
-    assert Sandwich(bands=2).limits == (0.5, 0.353553)
-    assert Sandwich(0.2, 0.8).random_range == (0.2, 0.4)
+    assert Sandwich(max_random=0.5).limits == (0.5, 0.353553)
+    # By default from the largest fixed one but one.
+    assert Sandwich().random_range == (0.25, 0.75)
+    assert Sandwich(0.2, 0.8).random_range == (0.2, 0.6)
     assert Sandwich(0.2, 0.8, num_fixed=2).random_range == (0.2, 0.8)
-    assert Sandwich(0.2, max_random=0.8).random_range == (0.2, 0.8)
+    assert Sandwich(0.5, 0.5).random_range == (0.5, 0.5)
     assert Sandwich(0.5, max_random=0.5).random_range == (0.5, 0.5)
     assert Sandwich(num_random=0).random_range is None
 
 
-def test_fixed_ratios_of_sandwich_are_python_floats():
-    first, random, *others = Sandwich().sample()
-    assert all(isinstance(ratio, float) for ratio in (first, *others))
-    assert not isinstance(value_of(random), float)
-
-
-@pytest.mark.parametrize("low", [1 / 3, 0.999999999, 1.0])
-def test_random_ratios_stay_in_a_range_of_many_digits(low):
+@pytest.mark.parametrize("low", [1 / 3, 0.123456789, 0.999999999, 1.0])
+@pytest.mark.parametrize("num_fixed", [2, 3, 4])
+def test_random_ratios_stay_in_a_range_of_many_digits(low, num_fixed):
     for high in (low, 1.0):
-        sampler = Sandwich(low, high)
-        assert low <= sampler.max_random <= high
+        sampler = Sandwich(low, high, num_fixed)
+        bottom, top = sampler.random_range
+        assert low == bottom <= top <= high
+
+
+def test_what_is_left_open_is_settled_once():
+    """And where sizes cannot follow, all of the range is drawn."""
+    for follow, top in ((True, 0.75), (False, 1.0)):
+        sampler = Sandwich()
+        sampler.settle(follow)
+        sampler.settle(not follow)
+        assert sampler.max_random == top
+        again = Sandwich.from_config(sampler.get_config())
+        again.settle(not follow)
+        assert again.max_random == top
+    given = Sandwich(max_random=0.5)
+    given.settle(False)
+    assert given.max_random == 0.5
 
 
 def test_sandwich_of_older_files_draws_from_all_of_the_range():
-    config = Sandwich(0.2, 0.8, bands=2).get_config()
+    config = Sandwich(0.2, 0.8).get_config()
     del config["max_random"]
-    assert Sandwich.from_config(config).limits == (0.8, 0.4)
+    assert Sandwich.from_config(config).random_range == (0.2, 0.8)
+    assert Sandwich.from_config({"min_ratio": 0.5}).random_range == (0.5, 1.0)
+
+
+def test_fixed_ratios_of_sandwich_are_python_floats():
+    first, random, *others = Sandwich(bands=1).sample()
+    assert all(isinstance(ratio, float) for ratio in (first, *others))
+    assert not isinstance(random, float)
 
 
 def test_first_ratios_are_the_same_on_every_backend():
@@ -135,7 +155,7 @@ def test_first_ratios_are_the_same_on_every_backend():
         atol=1e-5,
     )
     np.testing.assert_allclose(
-        draw(Sandwich(0.25, 1.0, 2, num_random=2, seed=7), 2)[:, 1:3],
+        draw(Sandwich(0.25, 1.0, 2, num_random=2, bands=1, seed=7), 2)[:, 1:3],
         [[0.432347, 0.483571], [0.895873, 0.794231]],
         atol=1e-5,
     )
@@ -165,7 +185,7 @@ def test_state_goes_on_after_loading():
         (lambda: Uniform(0.9, 0.5), ValueError, "`min_ratio` must not be"),
         (lambda: Uniform(0.5, 1.5), ValueError, "in \\(0, 1\\]"),
         (lambda: Sandwich("0.5"), TypeError, "must be a number"),
-        (lambda: Sandwich(num_random=17), ValueError, "at most 16"),
+        (lambda: Sandwich(num_random=9), ValueError, "at most 16"),
         (lambda: Sandwich(num_random=-1), ValueError, "num_random"),
         (lambda: Sandwich(num_fixed=1), ValueError, "`num_fixed` .* least 2"),
         (lambda: Sandwich(bands=0), ValueError, "`bands` must be .* least 1"),
@@ -173,6 +193,7 @@ def test_state_goes_on_after_loading():
         (lambda: Sandwich(0.1, 0.5, max_random=0.6), ValueError, "the range"),
         (lambda: Sandwich(max_random="1"), TypeError, "must be a number"),
         (lambda: Independent(max_random=0.5), TypeError, "max_random"),
+        (lambda: Independent(bands=2), TypeError, "bands"),
         (lambda: Sandwich(bands=2.0), TypeError, "`bands` must be an integer"),
         (lambda: Discrete([]), ValueError, "must not be empty"),
         (lambda: Discrete([0.5, 2.0]), ValueError, "ratio"),

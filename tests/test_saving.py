@@ -374,7 +374,7 @@ def test_failed_save_leaves_nothing(trained, tmp_path):
         keras_neumeta.Uniform(0.3, 0.9, seed=1),
         keras_neumeta.Discrete([0.25, 1.0], [0.3, 0.7], seed=1),
         keras_neumeta.Sandwich(0.3, 0.9, 3, num_random=2, bands=3, seed=1),
-        keras_neumeta.Sandwich(max_random=0.4, seed=1),
+        keras_neumeta.Sandwich(bands=1, max_random=0.5, seed=1),
         keras_neumeta.Independent(0.3, 0.9, num_random=2, seed=1),
     ],
     ids=lambda sampler: type(sampler).__name__,

@@ -23,7 +23,7 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
 # Made before the devices are set up: only a hypermodel has variables.
-SAMPLER = nm.Sandwich(num_fixed=2, seed=0)
+SAMPLER = nm.Sandwich(num_fixed=2, bands=1, seed=0)
 
 
 def make(seed=0, norms=None, sampler=SAMPLER):
@@ -144,7 +144,7 @@ def run_unequal(example, folder):
     def make_unequal():
         norms = [layers.BatchNormalization()]
         seed = distributed.get_rank()
-        sampler = nm.Sandwich(num_fixed=2, seed=seed)
+        sampler = nm.Sandwich(num_fixed=2, bands=1, seed=seed)
         made.append(make(seed, norms, sampler))
         return made[0]
 

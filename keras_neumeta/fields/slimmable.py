@@ -27,7 +27,7 @@ class SlimmableField(AnchoredField):
     hyper = keras_neumeta.ManifoldHyperModel(
         model,
         field=field,
-        sampler=keras_neumeta.Sandwich(num_fixed=2, num_random=2),
+        sampler=keras_neumeta.Sandwich(num_fixed=2, num_random=2, bands=1),
         distillation=1.0,
         ratio_power=0.0,
     )

@@ -58,6 +58,7 @@ class ChannelGraph:
         self.groups = groups
         self.layouts = layouts
         self.resizes = resizes
+        self.mixes = bool(masks)
         self.masks = {**masks, **gates(blocks, len(groups))}
         self.blocks = blocks
         self.sums, self.normalized_sums = find_sums(
@@ -115,6 +116,25 @@ class ChannelGraph:
             *(x for x in self.layouts if x.role == "statistic"),
             *(each.layout for each in self.normalized_sums),
         ]
+
+    @property
+    def is_linear(self):
+        """Whether all that mixes channels that change is a known sum.
+
+        Then channels that stay can make up for those that go, in all layers.
+        """
+        known = {(each.kernel, each.number) for each in self.sums}
+        weights = (x for x in self.layouts if x.role == "weight")
+        return not self.mixes and all(
+            (index, number) in known
+            for index, layout in enumerate(weights)
+            for number in layout.summed
+            if number in layout.axes
+            and any(
+                self.groups[piece.group].morphable
+                for piece in layout.axes[number].pieces
+            )
+        )
 
     @property
     def morphable_groups(self):
