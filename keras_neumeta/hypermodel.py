@@ -266,22 +266,23 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             for ratios in (
                 sampler.static_ratios,
                 sampler.limits,
-                sampler.sources,
+                # Ratios of each group by itself can follow from all of them.
+                sampler.static_ratios
+                if self.graph.is_linear and not sampler.per_group
+                else sampler.sources,
             )
         )
         # These also compute smaller sizes, and cannot measure for their own.
         mixed = set(limits) - {self.graph.sizes(sampler.min_ratio)}
         for sizes in fixed:
             moments = None
-            if sizes in sources:
+            if sizes in sources and (min_depth is None or sizes not in mixed):
                 moments = InputMoments(name=f"moments_{len(self.moments)}")
                 moments.attach(self.graph, sizes)
                 self.moments.append(moments)
             self.networks.prepare(sizes, moments)
             if min_depth is not None:
-                self.networks.prepare_within(
-                    sizes, None if sizes in mixed else moments
-                )
+                self.networks.prepare_within(sizes, moments)
         for sizes in limits:
             self.networks.prepare_within(sizes)
         self.networks.set_states(values["state"])

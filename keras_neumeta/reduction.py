@@ -10,6 +10,8 @@ import operator
 
 import numpy as np
 
+from keras_neumeta.graph.sizes import is_one_ratio
+
 # Added to the mean products of channels, as a share of their mean square: some
 # channels are silent, or one follows from the others.
 RIDGE = 1e-4
@@ -47,8 +49,10 @@ def source_of(hyper, sizes):
 
 
 def _are_drawn(graph, sampler, channels):
-    """Whether each group is in the range of the random sizes."""
-    if sampler.random_range is None:
+    """Whether random sizes are drawn around these."""
+    if sampler.random_range is None or not (
+        sampler.per_group or is_one_ratio(graph, channels)
+    ):
         return False
     low, high = map(graph.sizes, sampler.random_range)
     return all(map(operator.le, low, channels)) and all(

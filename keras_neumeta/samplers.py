@@ -27,7 +27,8 @@ class SizeSampler(keras.layers.Layer):
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
     `num_sizes`, the number of ratios that `sample` returns. One that draws
     random ratios from a part of that range alone, or by other means than
-    `next`, has its own `random_range`.
+    `next`, has its own `random_range`; one that draws a ratio for each group
+    sets `per_group`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -57,6 +58,7 @@ class SizeSampler(keras.layers.Layer):
         self.built = True
 
     num_sizes = 1
+    per_group = False
 
     def settle(self, follow):
         """Settles what the arguments leave open; comes before `attach`.
@@ -99,7 +101,7 @@ class SizeSampler(keras.layers.Layer):
 
     @property
     def sources(self):
-        """Fixed ratios from which sizes follow that no step has trained.
+        """Fixed ratios from which others follow that no step has trained.
 
         The smallest one, for those below, and each where random ratios do not
         reach all sizes from it down to the next.
@@ -385,13 +387,6 @@ class Sandwich(SizeSampler):
             "max_random": self.max_random,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        # Files of before there was this argument.
-        if cls is Sandwich and "max_random" not in config:
-            config = {**config, "max_random": config.get("max_ratio", 1.0)}
-        return super().from_config(config)
-
 
 @register_serializable
 class Independent(Sandwich):
@@ -407,6 +402,8 @@ class Independent(Sandwich):
         num_random: How many random sizes a step.
         seed: Seed of the generator.
     """
+
+    per_group = True
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from keras_neumeta import (
     input_moments,
     trace,
 )
+from keras_neumeta.graph.sizes import is_one_ratio
 from keras_neumeta.input_moments import InputMoments
 from keras_neumeta.reduction import (
     kept_channels,
@@ -187,7 +188,7 @@ def test_all_sizes_are_drawn_where_channels_have_no_stand_in(make, is_linear):
     assert trace(model).is_linear == is_linear
     hyper = ManifoldHyperModel(model)
     assert hyper.sampler.max_random == (0.75 if is_linear else 1.0)
-    assert len(hyper.moments) == (2 if is_linear else 1)
+    assert len(hyper.moments) == (4 if is_linear else 1)
     again = ManifoldHyperModel.from_config(hyper.get_config())
     assert again.sampler.max_random == hyper.sampler.max_random
 
@@ -234,6 +235,41 @@ def test_a_ratio_per_group():
     assert kernels["inner/kernel"] == (3, 3, 8, 3)
     assert kernels["dense/kernel"][-1] == 6
     assert np.isfinite(outputs(model, x)).all()
+
+
+def test_a_ratio_per_group_follows_from_the_next_larger_size():
+    """Without a trace, where channels repeat others."""
+    sampler = Sandwich(0.5, num_fixed=2, bands=1)
+    model = with_copies(residual_network())
+    hyper, x = trained_at_rest(model, sampler=sampler)
+    full = outputs(hyper.morph(1.0), x)
+    for ratio in ({"inner": 0.5}, {"stem": 0.75, "inner": 0.5, "dense": 0.75}):
+        assert_same(full, outputs(hyper.morph(ratio), x), tolerance=5e-3)
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ((16, 10, 6), True),
+        ((8, 5, 6), True),
+        ((1, 1, 6), True),
+        ((9, 5, 6), True),  # 0.54
+        ((9, 6, 6), True),  # 0.56
+        ((16, 9, 6), False),
+        ((8, 7, 6), False),
+        ((1, 3, 6), False),
+    ],
+)
+def test_sizes_of_one_ratio(sizes, expected):
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(16, name="one"),
+            layers.Dense(10, name="two"),
+            layers.Dense(6, name="head"),
+        ]
+    )
+    assert is_one_ratio(trace(model), sizes) == expected
 
 
 def test_groups_above_all_that_was_trained_keep_theirs():
@@ -516,7 +552,7 @@ def test_blocks_that_were_never_there_are_left_out_of_it():
     hyper.compile(keras.optimizers.SGD(0.0), "mse")
     x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
     hyper.fit(x, x[:, :2], batch_size=16, verbose=0)
-    (moments,) = hyper.moments
+    (*_, moments) = hyper.moments
     known = [layer for layer in moments.layers if moments.of(layer)]
     assert "head" in known and len(known) < len(moments.layers)
     for depth in (6, 2):

@@ -135,13 +135,6 @@ def test_what_is_left_open_is_settled_once():
     assert given.max_random == 0.5
 
 
-def test_sandwich_of_older_files_draws_from_all_of_the_range():
-    config = Sandwich(0.2, 0.8).get_config()
-    del config["max_random"]
-    assert Sandwich.from_config(config).random_range == (0.2, 0.8)
-    assert Sandwich.from_config({"min_ratio": 0.5}).random_range == (0.5, 1.0)
-
-
 def test_fixed_ratios_of_sandwich_are_python_floats():
     first, random, *others = Sandwich(bands=1).sample()
     assert all(isinstance(ratio, float) for ratio in (first, *others))

@@ -71,6 +71,19 @@ def sizes_from_ratio(graph, ratio, divisor=1, limit=1.0):
     return (*channels, *_all_blocks(graph))
 
 
+def is_one_ratio(graph, sizes):
+    """Whether sizes are those of one ratio for all groups."""
+    number = len(graph.groups)
+    # Ratios that round to the same channels end where those of a group do.
+    return any(
+        sizes_from_ratio(graph, ratio)[:number] == tuple(sizes[:number])
+        for group, channels in zip(graph.groups, sizes)
+        for ratio in (np.array([-0.499, 0.0, 0.499]) + channels)
+        / group.num_channels
+        if group.morphable and 0.0 < ratio <= 1.0
+    )
+
+
 def sizes_at(graph, ratio, limit=None):
     """Sizes at a ratio that is only known when a step runs, all blocks kept.
 
