@@ -228,6 +228,11 @@ ABLATIONS = {
         lambda seed, low: nm.Sandwich(low, bands=1, max_random=1.0, seed=seed)
     ),
     "random sizes of all": _sampled(_of_all),
+    "small random sizes": _sampled(
+        lambda seed, low: nm.Sandwich(
+            low, bands=1, max_random=low**0.5, seed=seed
+        )
+    ),
     "no random size": _sampled(
         lambda seed, low: nm.Sandwich(low, num_random=0, seed=seed)
     ),

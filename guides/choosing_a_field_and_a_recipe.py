@@ -221,7 +221,7 @@ for title, field in fields.items():
 | you want | say |
 |---|---|
 | a few known widths, nothing else | `sampler=nm.Switches((1.0, 0.5, 0.25))` |
-| a width per group in `morph` | `sampler="independent"` |
+| a width per group in `morph` | the default, then `sampler="independent"` |
 | very small sizes | `sampler=nm.Sandwich(min_ratio=0.1)` |
 | a cheaper step, large sizes first | `sampler=nm.Sandwich(num_random=0)` |
 | all sizes above 0.75 trained too | `sampler=nm.Sandwich(max_random=1.0)` |

@@ -592,10 +592,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         """Builds the plain network of a size, with weights from the field.
 
         One of `ratio`, `sizes` or a budget says which size; `depth` goes with
-        each of them. Sizes below the smallest fixed one of the sampler and,
-        where it draws no random ones there, between its fixed ones are the next
-        larger one of these without the channels that it misses least, its
-        other weights making up for them.
+        each of them. Sizes below the smallest fixed one of the sampler, those
+        between its fixed ones where it draws no random ones and, in networks
+        of dense and plain or depthwise convolutional layers alone, those of
+        several ratios are the next larger fixed one without the channels that
+        it misses least, its other weights making up for them.
 
         Args:
             ratio: Kept width of every morphable channel group, in (0, 1]; or
@@ -615,7 +616,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 field can.
             samples: Number of noisy samples of the weights to average, the
                 first one without noise (50 to 100 in the paper), for fields
-                that were trained with noise.
+                that were trained with noise. The full size has none, and so
+                what follows from it.
             noise: Width of that noise, in channels. The statistics are those
                 of single samples: for averages over a channel and more, give
                 `calibration_data`.
