@@ -33,6 +33,7 @@ from keras_neumeta.graph import (
 from keras_neumeta.input_moments import InputMoments
 from keras_neumeta.morphing import choose_sizes, morph
 from keras_neumeta.network import Networks
+from keras_neumeta.reduction import can_follow
 from keras_neumeta.serialization import (
     FILE_VERSION,
     checked_config,
@@ -243,7 +244,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.field.attach(self.graph, values["weight"])
         if imitate:
             self.field.imitate(values["weight"])
-        self.sampler.settle(follow=self.graph.is_linear and not self.noise)
+        follow = not self.noise and can_follow(self.graph)
+        self.sampler.settle(follow)
         self.sampler.attach(self.graph)
         self.statistics = StatisticsField(
             knot_ratios(sampler), stretch=field.stretch
@@ -268,7 +270,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
                 sampler.limits,
                 # Ratios of each group by itself can follow from all of them.
                 sampler.static_ratios
-                if self.graph.is_linear and not sampler.per_group
+                if follow and sampler.sources and not sampler.per_group
                 else sampler.sources,
             )
         )

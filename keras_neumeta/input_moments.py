@@ -14,6 +14,19 @@ MOMENTUM = 0.99
 EXAMPLES, PLACES = 16, 2048
 
 
+def count_moments(graph):
+    """How many numbers they are at full size."""
+    return sum(
+        sum(
+            piece.num_channels**2
+            for piece in each.layout.axes[0].pieces
+            if graph.groups[piece.group].morphable
+        )
+        + each.layout.shape[0]
+        for each in graph.sums
+    )
+
+
 @register_serializable
 class InputMoments(keras.layers.Layer):
     """Moments of what the linear layers of one network are given.

@@ -11,10 +11,19 @@ import operator
 import numpy as np
 
 from keras_neumeta.graph.sizes import is_one_ratio
+from keras_neumeta.input_moments import count_moments
 
 # Added to the mean products of channels, as a share of their mean square: some
 # channels are silent, or one follows from the others.
 RIDGE = 1e-4
+# Moments at full size that are worth their room, as a share of the parameters.
+MOST_MOMENTS = 0.5
+
+
+def can_follow(graph):
+    """Whether sizes can follow from any larger one, in all layers."""
+    most = MOST_MOMENTS * graph.count_params()
+    return graph.is_linear and count_moments(graph) <= most
 
 
 def source_of(hyper, sizes):
@@ -40,24 +49,33 @@ def source_of(hyper, sizes):
     if hyper.noise and least != channels:
         # Noise teaches the field what is below.
         return None, (*channels, *depth)
-    if not _are_drawn(graph, sampler, least):
-        for each in known:
-            if all(map(operator.ge, each.sizes, channels)):
-                return each, (*each.sizes, *depth)
+    larger = (x for x in known if all(map(operator.ge, x.sizes, channels)))
+    source = next(larger, None)
+    if source and not _is_known(graph, sampler, least, source.sizes):
+        return source, (*source.sizes, *depth)
     # Trained, or some groups are larger than all that was measured.
     return (None if least == channels else known[0]), (*least, *depth)
 
 
-def _are_drawn(graph, sampler, channels):
-    """Whether random sizes are drawn around these."""
-    if sampler.random_range is None or not (
-        sampler.per_group or is_one_ratio(graph, channels)
-    ):
+def _is_known(graph, sampler, channels, larger):
+    """Whether the field knows a size better than the next larger one does."""
+    if sampler.random_range is None:
         return False
     low, high = map(graph.sizes, sampler.random_range)
-    return all(map(operator.le, low, channels)) and all(
+    if not all(map(operator.le, low, channels)) or not all(
         map(operator.le, channels, high)
-    )
+    ):
+        return False
+    if sampler.per_group or is_one_ratio(graph, channels):
+        return True  # Drawn.
+    if not graph.is_linear:
+        return True
+    # How unlike the ratios are, and how far from those of the larger one.
+    groups = [group.index for group in graph.morphable_groups]
+    full = np.array([graph.full_sizes[index] for index in groups])
+    kept = np.array([channels[index] for index in groups]) / full
+    start = np.array([larger[index] for index in groups]) / full
+    return np.ptp(kept) <= np.mean(start - kept)
 
 
 def reduce_channels(graph, moments, start, sizes, weights, statistics):
@@ -271,28 +289,43 @@ def kept_channels(readings, channels, number):
         if (total := np.sum(products * weights)) > 0.0
     ]
     stay = np.arange(channels)
+    states = [(np.linalg.inv(products), w) for products, w in readings]
     while len(stay) > number:
         # Of many channels a few in each round, out of those that cost least.
         few = min(max(len(stay) // 32, 1), len(stay) - number)
-        inverses, shares = [], []
         cost = np.zeros(len(stay))
-        for products, weights in readings:
-            inverse = np.linalg.inv(products[np.ix_(stay, stay)])
-            share = inverse @ products[stay]
-            own = np.sum((share @ weights) * share, axis=1)
-            cost += own / np.diag(inverse)
-            inverses.append(inverse)
-            shares.append(share)
+        for inverse, weights in states:
+            cost += np.diag(weights) / np.diag(inverse)
         # Of equals the last: fields keep the most important ones in front.
         most = np.lexsort((-stay, cost))[: 4 * few]
-        states = [
-            (inverse[np.ix_(most, most)], share[most] @ weights @ share[most].T)
-            for inverse, share, (_, weights) in zip(
-                inverses, shares, readings, strict=True
-            )
-        ]
-        stay = np.delete(stay, most[_cheapest(states, len(most), few)])
+        some = np.ix_(most, most)
+        part = [(inverse[some], weights[some]) for inverse, weights in states]
+        goes = most[_cheapest(part, len(most), few)]
+        left = np.setdiff1d(np.arange(len(stay)), goes)
+        states = [_without(goes, left, *state) for state in states]
+        stay = stay[left]
     return stay
+
+
+def _without(goes, left, inverse, weights):
+    """What is left once the others have taken over from some channels.
+
+    Args:
+        goes, left: Places of the channels.
+        inverse: Of the mean products.
+        weights: Products of the weights.
+
+    Returns:
+        Both for the channels that are left.
+    """
+    own = np.ix_(goes, goes)
+    taken = np.linalg.solve(inverse[own], inverse[np.ix_(goes, left)])
+    cross = taken.T @ weights[np.ix_(goes, left)]
+    rest = np.ix_(left, left)
+    return (
+        inverse[rest] - inverse[np.ix_(left, goes)] @ taken,
+        weights[rest] - cross - cross.T + taken.T @ weights[own] @ taken,
+    )
 
 
 def _cheapest(states, channels, number):

@@ -314,6 +314,7 @@ class Sandwich(SizeSampler):
         self.max_random = max_random
         if max_random is not None:
             self.max_random = check_ratio(max_random)
+        self._follow = True
         if not self.min_ratio <= self._random_top <= self.max_ratio:
             raise ValueError(
                 "Argument `max_random` must be in the range of the ratio. "
@@ -336,11 +337,14 @@ class Sandwich(SizeSampler):
         if self.max_random is not None:
             return self.max_random
         second = self.static_ratios[1]
-        return second if second > self.min_ratio else self.max_ratio
+        # Ratios of a subclass's own may be anywhere.
+        own = type(self).sample_random is not Sandwich.sample_random
+        if own or not self._follow or second == self.min_ratio:
+            return self.max_ratio
+        return second
 
     def settle(self, follow):
-        if self.max_random is None:
-            self.max_random = self._random_top if follow else self.max_ratio
+        self._follow = follow
 
     @property
     def limits(self):

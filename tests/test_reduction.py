@@ -17,7 +17,7 @@ from keras_neumeta import (
     trace,
 )
 from keras_neumeta.graph.sizes import is_one_ratio
-from keras_neumeta.input_moments import InputMoments
+from keras_neumeta.input_moments import InputMoments, count_moments
 from keras_neumeta.reduction import (
     kept_channels,
     reduce_channels,
@@ -162,10 +162,10 @@ def test_sources(sampler, sources):
 
 def sequence_network(*middle):
     inputs = keras.Input((6, 4))
-    x = layers.Conv1D(8, 1, name="first")(inputs)
+    x = layers.Conv1D(8, 5, padding="same", name="first")(inputs)
     for layer in middle:
         x = layer(x)
-    x = layers.Conv1D(8, 1, name="second")(x)
+    x = layers.Conv1D(8, 5, padding="same", name="second")(x)
     x = layers.GlobalAveragePooling1D()(x)
     return keras.Model(inputs, layers.Dense(3, name="head")(x))
 
@@ -187,10 +187,11 @@ def test_all_sizes_are_drawn_where_channels_have_no_stand_in(make, is_linear):
     model = make()
     assert trace(model).is_linear == is_linear
     hyper = ManifoldHyperModel(model)
-    assert hyper.sampler.max_random == (0.75 if is_linear else 1.0)
+    top = 0.75 if is_linear else 1.0
+    assert hyper.sampler.random_range == (0.25, top)
     assert len(hyper.moments) == (4 if is_linear else 1)
     again = ManifoldHyperModel.from_config(hyper.get_config())
-    assert again.sampler.max_random == hyper.sampler.max_random
+    assert again.sampler.random_range == hyper.sampler.random_range
 
 
 def sequence():
@@ -210,7 +211,69 @@ def test_all_sizes_are_drawn_with_noise():
         hyper = ManifoldHyperModel(
             residual_network(), AnchoredField(stretch=1.0), noise=noise
         )
-        assert hyper.sampler.max_random == top
+        assert hyper.sampler.random_range == (0.25, top)
+        assert len(hyper.moments) == (1 if noise else 4)
+
+
+def test_all_sizes_are_drawn_where_moments_need_much_room():
+    def wide(units):
+        dense = [layers.Dense(n, activation="relu") for n in units]
+        return keras.Sequential([keras.Input((4,)), *dense, layers.Dense(2)])
+
+    for units, top in (((16, 64), 1.0), ((64, 16), 1.0), ((4, 64, 4), 1.0)):
+        hyper = ManifoldHyperModel(wide(units))
+        assert hyper.sampler.random_range == (0.25, top)
+        assert len(hyper.moments) == 1
+    model = wide((16, 64))
+    assert trace(model).is_linear
+    assert count_moments(trace(model)) == 16 + 16**2 + 64 + 64**2
+
+
+def test_additive_attention_sums_over_channels():
+    inputs = keras.Input((6, 4))
+    x = layers.Dense(8, name="first")(inputs)
+    x = layers.AdditiveAttention()([x, x])
+    x = layers.Dense(3, name="head")(layers.GlobalAveragePooling1D()(x))
+    assert not trace(keras.Model(inputs, x)).is_linear
+
+
+def test_mixing_of_channels_that_stay_is_linear():
+    model = sequence_network(layers.LayerNormalization())
+    assert trace(model, layers=["second"]).is_linear
+
+
+def test_sizes_near_a_trained_one_are_read_from_the_field():
+    """Others follow from the next larger fixed one."""
+    hyper, _ = trained_at_rest(residual_network(), sampler=Sandwich())
+    fixed = [hyper.graph.sizes(ratio) for ratio in (1.0, 0.75, 0.5, 0.25)]
+    assert [each.sizes for each in hyper.moments] == fixed
+    names = [group.name for group in hyper.graph.morphable_groups]
+    for name in names:
+        near = dict.fromkeys(names, 0.25) | {name: 0.35}
+        assert source_of(hyper, hyper.graph.sizes(near))[0] is None
+        far = dict.fromkeys(names, 0.5) | {name: 0.25}
+        found, start = source_of(hyper, hyper.graph.sizes(far))
+        assert found is hyper.moments[2] and start == fixed[2]
+        far = {name: 0.5}
+        assert source_of(hyper, hyper.graph.sizes(far))[1] == fixed[0]
+
+
+class FullAndUniform(Uniform):
+    """The full size in each step, and all others at random."""
+
+    static_ratios = (1.0,)
+    num_sizes = 2
+
+    def sample(self):
+        return [1.0, *super().sample()]
+
+
+def test_a_smallest_fixed_size_above_random_ones_hides_none():
+    hyper, _ = trained_at_rest(residual_network(), sampler=FullAndUniform())
+    assert not hyper.moments
+    for ratio in (0.75, 0.3, 0.1):
+        sizes = hyper.graph.sizes(ratio)
+        assert source_of(hyper, sizes) == (None, sizes)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +321,7 @@ def test_a_ratio_per_group_follows_from_the_next_larger_size():
         ((16, 9, 6), False),
         ((8, 7, 6), False),
         ((1, 3, 6), False),
+        ((6, 4, 6), True),  # 0.375, halves round to even
     ],
 )
 def test_sizes_of_one_ratio(sizes, expected):

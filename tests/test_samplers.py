@@ -120,19 +120,26 @@ def test_random_ratios_stay_in_a_range_of_many_digits(low, num_fixed):
         assert low == bottom <= top <= high
 
 
-def test_what_is_left_open_is_settled_once():
-    """And where sizes cannot follow, all of the range is drawn."""
-    for follow, top in ((True, 0.75), (False, 1.0)):
-        sampler = Sandwich()
+def test_where_sizes_cannot_follow_all_of_the_range_is_drawn():
+    sampler, given = Sandwich(), Sandwich(max_random=0.5)
+    for follow, top in ((True, 0.75), (False, 1.0), (True, 0.75)):
         sampler.settle(follow)
-        sampler.settle(not follow)
-        assert sampler.max_random == top
-        again = Sandwich.from_config(sampler.get_config())
-        again.settle(not follow)
-        assert again.max_random == top
-    given = Sandwich(max_random=0.5)
-    given.settle(False)
-    assert given.max_random == 0.5
+        given.settle(follow)
+        assert sampler.random_range == (0.25, top)
+        assert given.random_range == (0.25, 0.5)
+    assert sampler.get_config()["max_random"] is None
+
+
+class Halves(Sandwich):
+    """Random ratios of its own."""
+
+    def sample_random(self):
+        return [0.5 * self.next()[0] + 0.5, 0.5 * self.next()[0] + 0.5]
+
+
+def test_random_ratios_of_ones_own_may_be_anywhere():
+    assert Halves().random_range == (0.25, 1.0)
+    assert Halves(max_random=0.5).random_range == (0.25, 0.5)
 
 
 def test_fixed_ratios_of_sandwich_are_python_floats():

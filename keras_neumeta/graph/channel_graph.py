@@ -58,7 +58,7 @@ class ChannelGraph:
         self.groups = groups
         self.layouts = layouts
         self.resizes = resizes
-        self.mixes = bool(masks)
+        self._mixing = [axis for axes, _ in masks.values() for axis in axes]
         self.masks = {**masks, **gates(blocks, len(groups))}
         self.blocks = blocks
         self.sums, self.normalized_sums = find_sums(
@@ -125,15 +125,16 @@ class ChannelGraph:
         """
         known = {(each.kernel, each.number) for each in self.sums}
         weights = (x for x in self.layouts if x.role == "weight")
-        return not self.mixes and all(
-            (index, number) in known
+        unknown = self._mixing + [
+            layout.axes[number]
             for index, layout in enumerate(weights)
             for number in layout.summed
-            if number in layout.axes
-            and any(
-                self.groups[piece.group].morphable
-                for piece in layout.axes[number].pieces
-            )
+            if number in layout.axes and (index, number) not in known
+        ]
+        return not any(
+            self.groups[piece.group].morphable
+            for axis in unknown
+            for piece in axis.pieces
         )
 
     @property

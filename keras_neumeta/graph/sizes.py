@@ -78,7 +78,7 @@ def is_one_ratio(graph, sizes):
     return any(
         sizes_from_ratio(graph, ratio)[:number] == tuple(sizes[:number])
         for group, channels in zip(graph.groups, sizes)
-        for ratio in (np.array([-0.499, 0.0, 0.499]) + channels)
+        for ratio in (np.array([-0.5, -0.499, 0.0, 0.499, 0.5]) + channels)
         / group.num_channels
         if group.morphable and 0.0 < ratio <= 1.0
     )

@@ -230,7 +230,7 @@ def attention(call):
     call.tie(labels, key.channels(-1))
     additive = isinstance(call.layer, keras.layers.AdditiveAttention)
     if additive and call.layer.scale is not None:
-        call.weight(call.layer.scale, {0: labels})
+        call.weight(call.layer.scale, {0: labels}, summed=(0,))
     elif labels is not None and key.channels(-1) is not None:
         both = additive or call.layer.score_mode == "concat"
         if both and key is value:
