@@ -17,6 +17,7 @@ from keras_neumeta.figures import new_figure
 
 ORDER = (
     "anchored",
+    "random sizes of all",
     "implicit",
     "slimmable",
     "switchable",
@@ -31,7 +32,8 @@ ORDER = (
 )
 SINGLE = ("individual", "distilled")
 # The figure is as high as these need; other methods may fall below.
-FRAMING = ("anchored", "implicit", "slimmable", *SINGLE)
+OURS = ("anchored", "random sizes of all")
+FRAMING = (*OURS, "implicit", "slimmable", *SINGLE)
 # One for each ten methods: there are ten colours.
 STYLES = ("-", "--", ":")
 
@@ -183,7 +185,7 @@ def plot(runs, path):
         # All of it but the full size below the frame.
         if max(height for _, height in inside[:-1] or inside) < least:
             continue
-        ours = method == "anchored"
+        ours = method == next(x for x in (*OURS, method) if x in lines)
         style = {
             "marker": "o",
             "markersize": 5 if ours else 3,
