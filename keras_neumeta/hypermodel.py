@@ -597,7 +597,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         each of them. Sizes below the smallest fixed one of the sampler, those
         between its fixed ones where it draws no random ones and, in networks
         of dense and plain or depthwise convolutional layers alone, those of
-        several ratios are the next larger fixed one without the channels that
+        very different ratios are the next larger fixed one without the channels that
         it misses least, its other weights making up for them.
 
         Args:

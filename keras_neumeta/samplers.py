@@ -293,7 +293,9 @@ class Sandwich(SizeSampler):
             but one, as random sizes above cost the full one accuracy. Those
             then follow from the largest fixed one, see
             `ManifoldHyperModel.morph`. Where that is not possible for all
-            layers, with two fixed ratios, and with `noise`: `max_ratio`.
+            layers or needs moments of more than half of the parameters, with
+            two fixed ratios, with `noise`, and in subclasses with random
+            ratios of their own: `max_ratio`.
     """
 
     def __init__(
