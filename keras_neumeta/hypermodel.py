@@ -597,8 +597,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         each of them. Sizes below the smallest fixed one of the sampler, those
         between its fixed ones where it draws no random ones and, in networks
         of dense and plain or depthwise convolutional layers alone, those of
-        very different ratios are the next larger fixed one without the channels that
-        it misses least, its other weights making up for them.
+        very different ratios are the next larger fixed one without the
+        channels that it misses least, its other weights making up for them.
 
         Args:
             ratio: Kept width of every morphable channel group, in (0, 1]; or
