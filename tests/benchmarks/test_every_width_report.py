@@ -82,6 +82,8 @@ def test_figures_compare_the_same_seeds(monkeypatch):
         for seed in several
     ]
     assert {each["seed"] for each in report.of_common_seeds(runs)} == {0}
+    late = {**run("late", 80, SIZES), "seed": 1}
+    assert late not in report.of_common_seeds([*runs, *runs[:1], late])
     assert len(report.of_common_seeds(runs[:2])) == 2
     apart = [runs[1], runs[3]]
     assert report.of_common_seeds(apart) == apart
