@@ -63,7 +63,9 @@ class SizeKnots:
         return self._weights(ops, share, ops.convert_to_tensor(self.shares))
 
     def _weights(self, xp, share, shares):
-        weights = _hats(xp, xp.matmul(shares, share), self.ratios)
+        # Not `matmul`: NumPy's warns of invalid values where there are none.
+        kept = xp.sum(shares * share, axis=-1)
+        weights = _hats(xp, kept, self.ratios)
         if len(self.depths) == 1:
             return weights
         deep = _hats(xp, share[-1:], self.depths)
