@@ -180,13 +180,14 @@ def plot(runs, path):
     seen = [height for m in framing for _, height in lines[m][0]]
     margin = 0.1 * (max(seen) - min(seen)) or 1.0
     least = min(seen) - margin
+    most_ours = next((method for method in OURS if method in lines), None)
     figure = new_figure("This report", (8.4, 4.8))
     axes = figure.add_subplot()
     for method, (inside, outside, color, linestyle) in lines.items():
         # All of it but the full size below the frame.
         if max(height for _, height in inside[:-1] or inside) < least:
             continue
-        ours = method == next(x for x in (*OURS, method) if x in lines)
+        ours = method == most_ours
         style = {
             "marker": "o",
             "markersize": 5 if ours else 3,

@@ -66,9 +66,8 @@ def _is_known(graph, sampler, channels, larger):
         map(operator.le, channels, high)
     ):
         return False
-    if sampler.per_group or is_one_ratio(graph, channels):
-        return True  # Drawn.
-    if not graph.is_linear:
+    drawn = sampler.per_group or is_one_ratio(graph, channels)
+    if drawn or not graph.is_linear:
         return True
     # How unlike the ratios are, and how far from those of the larger one.
     groups = [group.index for group in graph.morphable_groups]

@@ -426,7 +426,7 @@ class Independent(Sandwich):
             num_fixed,
             num_random,
             bands=1,
-            max_random=max_ratio,
+            max_random=None,
             seed=seed,
             **kwargs,
         )

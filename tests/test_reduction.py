@@ -220,9 +220,9 @@ def test_all_sizes_are_drawn_where_moments_need_much_room():
         dense = [layers.Dense(n, activation="relu") for n in units]
         return keras.Sequential([keras.Input((4,)), *dense, layers.Dense(2)])
 
-    for units, top in (((16, 64), 1.0), ((64, 16), 1.0), ((4, 64, 4), 1.0)):
+    for units in ((16, 64), (64, 16), (4, 64, 4)):
         hyper = ManifoldHyperModel(wide(units))
-        assert hyper.sampler.random_range == (0.25, top)
+        assert hyper.sampler.random_range == (0.25, 1.0)
         assert len(hyper.moments) == 1
     model = wide((16, 64))
     assert trace(model).is_linear
@@ -616,7 +616,7 @@ def test_blocks_that_were_never_there_are_left_out_of_it():
     hyper.compile(keras.optimizers.SGD(0.0), "mse")
     x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
     hyper.fit(x, x[:, :2], batch_size=16, verbose=0)
-    (*_, moments) = hyper.moments
+    *_, moments = hyper.moments
     known = [layer for layer in moments.layers if moments.of(layer)]
     assert "head" in known and len(known) < len(moments.layers)
     for depth in (6, 2):
