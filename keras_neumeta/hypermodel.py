@@ -43,7 +43,7 @@ from keras_neumeta.serialization import (
 )
 from keras_neumeta.smoothing import smooth as smooth_channels
 from keras_neumeta.smoothing import sort_channels
-from keras_neumeta.statistics import StatisticsField, knot_ratios
+from keras_neumeta.statistics import StatisticsField
 from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
 _FIELDS = {
@@ -244,12 +244,10 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         self.field.attach(self.graph, values["weight"])
         if imitate:
             self.field.imitate(values["weight"])
-        follow = not self.noise and can_follow(self.graph)
-        self.sampler.settle(follow)
-        self.sampler.attach(self.graph)
-        self.statistics = StatisticsField(
-            knot_ratios(sampler), stretch=field.stretch
-        )
+        # What interpolates, or is smooth, knows sizes in between by itself.
+        follow = not (self.noise or field.stretch) and can_follow(self.graph)
+        self.sampler.attach(self.graph, follow)
+        self.statistics = StatisticsField(sampler.knots, stretch=field.stretch)
         self.statistics.attach(
             self.graph, values["statistic"], values["weight"]
         )
@@ -595,10 +593,11 @@ class ManifoldHyperModel(GradientStep, keras.Model):
 
         One of `ratio`, `sizes` or a budget says which size; `depth` goes with
         each of them. Sizes below the smallest fixed one of the sampler, those
-        between its fixed ones where it draws no random ones and, in networks
-        of dense and plain or depthwise convolutional layers alone, those of
-        very different ratios are the next larger fixed one without the
-        channels that it misses least, its other weights making up for them.
+        between its fixed ones where it draws no random ones and, where the
+        field reads leading channels and all layers are dense or plain or
+        depthwise convolutions, those of very different ratios are the next
+        larger fixed one without the channels that it misses least, its other
+        weights making up for them.
 
         Args:
             ratio: Kept width of every morphable channel group, in (0, 1]; or

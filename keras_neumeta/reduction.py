@@ -45,12 +45,14 @@ def source_of(hyper, sizes):
     if not known or channels in fixed:
         return None, (*channels, *depth)
     known.sort(key=lambda each: sum(each.sizes))
+    larger = (x for x in known if all(map(operator.ge, x.sizes, channels)))
+    source = next(larger, None)
+    if source and _is_known(graph, sampler, channels, source.sizes):
+        return None, (*channels, *depth)
     least = tuple(map(max, channels, known[0].sizes))
     if hyper.noise and least != channels:
         # Noise teaches the field what is below.
         return None, (*channels, *depth)
-    larger = (x for x in known if all(map(operator.ge, x.sizes, channels)))
-    source = next(larger, None)
     if source and not _is_known(graph, sampler, least, source.sizes):
         return source, (*source.sizes, *depth)
     # Trained, or some groups are larger than all that was measured.

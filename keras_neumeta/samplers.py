@@ -3,7 +3,8 @@
 Sizes follow an additive recurrence (a Kronecker sequence): the state moves on
 by an irrational step, modulo 1. It covers the range more evenly than
 independent draws, is the same on all backends and devices, compiles to one
-addition, and is saved with the model.
+addition, and is saved with the model. (`Independent` needs more numbers than
+such a sequence keeps apart, and draws them with `keras.random`.)
 """
 
 import itertools
@@ -20,6 +21,9 @@ from keras_neumeta.serialization import (
     save_generator,
 )
 
+# Knots in the range of the random ratios.
+NUM_KNOTS = 7
+
 
 class SizeSampler(keras.layers.Layer):
     """Draws the ratios (kept widths) of one training step.
@@ -27,8 +31,8 @@ class SizeSampler(keras.layers.Layer):
     Subclasses implement `sample` and set `min_ratio`, `max_ratio` and
     `num_sizes`, the number of ratios that `sample` returns. One that draws
     random ratios from a part of that range alone, or by other means than
-    `next`, has its own `random_range`; one that draws a ratio for each group
-    sets `per_group`.
+    `next`, has its own `random_range`, one that draws a few alone its own
+    `knots`; one that draws a ratio for each group sets `per_group`.
 
     Args:
         num_draws: Numbers of the sequence that one step uses.
@@ -45,6 +49,7 @@ class SizeSampler(keras.layers.Layer):
         start = np.random.default_rng(start_seed).random(max(num_draws, 1))
         self._start = start.astype("float32")
         self.state = None
+        self.num_groups = None
         # Square roots of primes: irrational and independent.
         primes = (5, 2, 3, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
         if num_draws > len(primes):
@@ -60,16 +65,23 @@ class SizeSampler(keras.layers.Layer):
     num_sizes = 1
     per_group = False
 
-    def settle(self, follow):
-        """Settles what the arguments leave open; comes before `attach`.
+    def attach(self, graph, follow=False):
+        """Tells the sampler of its target.
 
         Args:
+            graph: `ChannelGraph` of the target.
             follow: Whether sizes between the fixed ones can follow from the
                 next larger one.
-        """
 
-    def attach(self, graph):
-        """Tells the sampler the channel graph of the target."""
+        Raises:
+            ValueError: If the sampler already belongs to another target.
+        """
+        if self.num_groups is not None:
+            raise ValueError(
+                f"Sampler '{self.name}' already draws the sizes of another "
+                "hypermodel, and its sequence goes on with that: create a "
+                "new one for this model."
+            )
         self.num_groups = len(graph.groups)
         self._create_state()
 
@@ -98,6 +110,21 @@ class SizeSampler(keras.layers.Layer):
     def random_range(self):
         """Smallest and largest random ratio; `None` where none are drawn."""
         return (self.min_ratio, self.max_ratio) if self.num_draws else None
+
+    @property
+    def knots(self):
+        """Rising ratios, the last one 1, that stand for all that is drawn."""
+        fixed = {self.min_ratio, *self.static_ratios, 1.0}
+        random = []
+        if self.random_range is not None:
+            random, gap = np.linspace(
+                *self.random_range, NUM_KNOTS, retstep=True
+            )
+            # Few are drawn between knots that nearly coincide.
+            random = [
+                r for r in random if min(abs(r - f) for f in fixed) > gap / 4
+            ]
+        return _rising(*fixed, *random)
 
     @property
     def sources(self):
@@ -137,6 +164,10 @@ class SizeSampler(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}
+
+
+def _rising(*ratios):
+    return tuple(sorted({float(f"{ratio:.6g}") for ratio in ratios}))
 
 
 def _check_range(min_ratio, max_ratio):
@@ -224,6 +255,10 @@ class Discrete(SizeSampler):
         self.min_ratio, self.max_ratio = min(self.ratios), max(self.ratios)
         super().__init__(1, seed, **kwargs)
 
+    @property
+    def knots(self):
+        return _rising(*self.ratios, 1.0)
+
     def sample(self):
         bounds = ops.convert_to_tensor(
             np.cumsum(self.probabilities)[:-1], "float32"
@@ -294,8 +329,8 @@ class Sandwich(SizeSampler):
             then follow from the largest fixed one, see
             `ManifoldHyperModel.morph`. Where that is not possible for all
             layers or needs moments of more than half of the parameters, with
-            two fixed ratios, with `noise`, and in subclasses with random
-            ratios of their own: `max_ratio`.
+            a field that interpolates, with two fixed ratios, with `noise`, and
+            in subclasses with ratios of their own: `max_ratio`.
     """
 
     def __init__(
@@ -340,12 +375,17 @@ class Sandwich(SizeSampler):
             return self.max_random
         second = self.static_ratios[1]
         # Ratios of a subclass's own may be anywhere.
-        own = type(self).sample_random is not Sandwich.sample_random
+        kind = type(self)
+        own = (kind.sample, kind.sample_random) != (
+            Sandwich.sample,
+            Sandwich.sample_random,
+        )
         if own or not self._follow or second == self.min_ratio:
             return self.max_ratio
         return second
 
-    def settle(self, follow):
+    def attach(self, graph, follow=False):
+        super().attach(graph, follow)
         self._follow = follow
 
     @property
@@ -432,10 +472,9 @@ class Independent(Sandwich):
         )
         self.seed_generator = None
 
-    def attach(self, graph):
-        super().attach(graph)
-        if self.seed_generator is None:
-            self.seed_generator = keras.random.SeedGenerator(self.seed)
+    def attach(self, graph, follow=False):
+        super().attach(graph, follow)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -18,25 +18,6 @@ from keras_neumeta.serialization import register_serializable
 
 # A variance that counts as none: that of Keras' batch norm.
 EPSILON = 1e-3
-# Knots in the range of the random sizes.
-NUM_KNOTS = 7
-
-
-def knot_ratios(sampler):
-    """Where the sizes of a `SizeSampler` are: its fixed ones, random ones.
-
-    Returns:
-        Rising ratios, the last one 1.
-    """
-    fixed = {sampler.min_ratio, *sampler.static_ratios, 1.0}
-    random = []
-    if sampler.random_range is not None:
-        random, gap = np.linspace(
-            *sampler.random_range, NUM_KNOTS, retstep=True
-        )
-        # Few sizes are drawn between knots that nearly coincide.
-        random = [r for r in random if min(abs(r - f) for f in fixed) > gap / 4]
-    return tuple(sorted({float(f"{r:.6g}") for r in (*fixed, *random)}))
 
 
 @register_serializable

@@ -1,5 +1,7 @@
 """Networks smaller than those trained."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ from keras import layers, ops
 from keras_neumeta import (
     AnchoredField,
     Discrete,
+    ImplicitField,
     Independent,
+    IntegralField,
     ManifoldHyperModel,
     Sandwich,
+    SlimmableField,
     Switches,
     Uniform,
     input_moments,
@@ -206,13 +211,23 @@ def test_channels_that_stay_need_no_stand_in():
     assert graph.is_linear and graph.morphable_groups
 
 
-def test_all_sizes_are_drawn_with_noise():
-    for noise, top in ((0.0, 0.75), (1.0, 1.0)):
-        hyper = ManifoldHyperModel(
-            residual_network(), AnchoredField(stretch=1.0), noise=noise
-        )
-        assert hyper.sampler.random_range == (0.25, top)
-        assert len(hyper.moments) == (1 if noise else 4)
+@pytest.mark.parametrize(
+    "field, noise, top",
+    [
+        (AnchoredField, 0.0, 0.75),
+        (AnchoredField, 1.0, 1.0),
+        (SlimmableField, 0.0, 0.75),
+        (functools.partial(AnchoredField, stretch=0.5), 0.0, 1.0),
+        (IntegralField, 0.0, 1.0),
+        (ImplicitField, 0.0, 1.0),
+    ],
+)
+def test_all_sizes_are_drawn_for_what_is_smooth_over_them(field, noise, top):
+    hyper = ManifoldHyperModel(
+        residual_network(), field(), noise=noise, imitate=False
+    )
+    assert hyper.sampler.random_range == (0.25, top)
+    assert len(hyper.moments) == (4 if top < 1.0 else 1)
 
 
 def test_all_sizes_are_drawn_where_moments_need_much_room():
@@ -258,22 +273,43 @@ def test_sizes_near_a_trained_one_are_read_from_the_field():
         assert source_of(hyper, hyper.graph.sizes(far))[1] == fixed[0]
 
 
-class FullAndUniform(Uniform):
-    """The full size in each step, and all others at random."""
+class FixedAndUniform(Uniform):
+    """Some sizes in each step, and another at random."""
 
-    static_ratios = (1.0,)
-    num_sizes = 2
+    def __init__(self, fixed=(1.0,), *arguments):
+        self.fixed, self.num_sizes = fixed, len(fixed) + 1
+        super().__init__(*arguments)
+
+    @property
+    def static_ratios(self):
+        return self.fixed
 
     def sample(self):
-        return [1.0, *super().sample()]
+        largest, *others = self.fixed
+        return [largest, *super().sample(), *others]
 
 
-def test_a_smallest_fixed_size_above_random_ones_hides_none():
-    hyper, _ = trained_at_rest(residual_network(), sampler=FullAndUniform())
-    assert not hyper.moments
-    for ratio in (0.75, 0.3, 0.1):
+@pytest.mark.parametrize(
+    "sampler, measured, trained",
+    [
+        (((1.0,), 0.25, 1.0), 0, (0.75, 0.3)),
+        (((1.0,), 0.25, 0.5), 1, (0.5, 0.4, 0.3)),
+        (((1.0, 0.5), 0.25, 0.75), 2, (0.7, 0.6, 0.4, 0.3)),
+    ],
+)
+def test_a_smallest_fixed_size_above_random_ones_hides_none(
+    sampler, measured, trained
+):
+    hyper, _ = trained_at_rest(
+        residual_network(), sampler=FixedAndUniform(*sampler)
+    )
+    assert len(hyper.moments) == measured
+    for ratio in trained:
         sizes = hyper.graph.sizes(ratio)
         assert source_of(hyper, sizes) == (None, sizes)
+    for ratio in (0.8, 0.1) if measured else ():
+        found, _ = source_of(hyper, hyper.graph.sizes(ratio))
+        assert found is not None
 
 
 @pytest.mark.parametrize(
@@ -297,6 +333,12 @@ def test_a_ratio_per_group():
     kernels = {v.path: tuple(v.shape) for v in model.trainable_variables}
     assert kernels["inner/kernel"] == (3, 3, 8, 3)
     assert kernels["dense/kernel"][-1] == 6
+    sizes = hyper.graph.sizes({"inner": 0.25, "dense": 0.75})
+    found, start = source_of(hyper, sizes)
+    assert found is hyper.moments[0] and start == hyper.graph.full_sizes
+    # The head, which sums over those of "dense" that stay, makes up for others.
+    read = hyper.field.generate(sizes)[-1]
+    assert np.abs(model.get_layer("head").kernel - read).max() > 1e-3
     assert np.isfinite(outputs(model, x)).all()
 
 

@@ -121,13 +121,14 @@ def test_random_ratios_stay_in_a_range_of_many_digits(low, num_fixed):
 
 
 def test_where_sizes_cannot_follow_all_of_the_range_is_drawn():
-    sampler, given = Sandwich(), Sandwich(max_random=0.5)
-    for follow, top in ((True, 0.75), (False, 1.0), (True, 0.75)):
-        sampler.settle(follow)
-        given.settle(follow)
+    graph = trace(target())
+    for follow, top in ((True, 0.75), (False, 1.0)):
+        sampler, given = Sandwich(), Sandwich(max_random=0.5)
+        sampler.attach(graph, follow)
+        given.attach(graph, follow)
         assert sampler.random_range == (0.25, top)
         assert given.random_range == (0.25, 0.5)
-    assert sampler.get_config()["max_random"] is None
+        assert sampler.get_config()["max_random"] is None
 
 
 class Halves(Sandwich):
@@ -137,9 +138,25 @@ class Halves(Sandwich):
         return [0.5 * self.next()[0] + 0.5, 0.5 * self.next()[0] + 0.5]
 
 
-def test_random_ratios_of_ones_own_may_be_anywhere():
-    assert Halves().random_range == (0.25, 1.0)
-    assert Halves(max_random=0.5).random_range == (0.25, 0.5)
+class Least(Sandwich):
+    """Ratios of its own."""
+
+    def sample(self):
+        return [1.0, 0.75 * self.next()[0] + 0.25, 0.25]
+
+
+@pytest.mark.parametrize("own", [Halves, Least])
+def test_random_ratios_of_ones_own_may_be_anywhere(own):
+    assert own().random_range == (0.25, 1.0)
+    assert own(max_random=0.5).random_range == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("make", [Uniform, Independent])
+def test_serves_one_hypermodel(make):
+    sampler = make()
+    sampler.attach(trace(target()))
+    with pytest.raises(ValueError, match="already draws .* create a new one"):
+        sampler.attach(trace(target()))
 
 
 def test_fixed_ratios_of_sandwich_are_python_floats():

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 from keras_neumeta import (
     AnchoredField,
+    Discrete,
     ManifoldHyperModel,
     Sandwich,
     Switches,
@@ -14,7 +15,7 @@ from keras_neumeta import (
     calibrate,
     trace,
 )
-from keras_neumeta.statistics import StatisticsField, knot_ratios
+from keras_neumeta.statistics import StatisticsField
 
 from .graph.equivalence import crop
 
@@ -217,11 +218,12 @@ def test_leading_slice_updates_only_the_channels_it_reads():
         ),
         (Sandwich(0.5, 0.7, num_random=0, num_fixed=3), [0.5, 0.6, 0.7, 1.0]),
         (Switches((1.0, 0.3)), [0.3, 1.0]),
+        (Discrete([0.3, 0.6, 0.5]), [0.3, 0.5, 0.6, 1.0]),
         (Uniform(1.0), [1.0]),
     ],
 )
 def test_knots_are_where_sizes_are_trained(sampler, ratios):
-    np.testing.assert_allclose(knot_ratios(sampler), ratios, atol=1e-6)
+    np.testing.assert_allclose(sampler.knots, ratios, atol=1e-6)
 
 
 def test_variances_stay_positive():
