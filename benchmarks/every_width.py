@@ -118,7 +118,7 @@ TASKS = {
 
 
 def _of_all(seed, low):
-    """Random sizes from all of the range, as fields between sizes need."""
+    """Random sizes from all of the range, as for fields that interpolate."""
     return nm.Sandwich(low, max_random=1.0, seed=seed)
 
 
@@ -180,8 +180,8 @@ TUNED = tuple(f"{criterion} tuned" for criterion in PRUNED)
 
 
 def _changed(**arguments):
-    """The default method with some arguments changed."""
-    return lambda seed, low: {**FIELDS["anchored"](seed, low), **arguments}
+    """The default method with random sizes of all, and arguments changed."""
+    return lambda seed, low: {"sampler": _of_all(seed, low), **arguments}
 
 
 def _sampled(sampler):
@@ -191,12 +191,9 @@ def _sampled(sampler):
 def _field(noise=0.0, smooth=True, **changes):
     def arguments(seed, low):
         # As by default, where the change allows it.
-        between = bool(changes.get("stretch"))
-        levels = () if between else default_levels(low)
-        sampler = {"sampler": _of_all(seed, low)} if between else {}
+        levels = () if changes.get("stretch") else default_levels(low)
         return {
-            **FIELDS["anchored"](seed, low),
-            **sampler,
+            "sampler": _of_all(seed, low),
             "field": nm.AnchoredField(**{"levels": levels, **changes}),
             "noise": noise,
             "smooth": smooth,
@@ -205,7 +202,7 @@ def _field(noise=0.0, smooth=True, **changes):
     return arguments
 
 
-# One part of the default method changed at a time.
+# One part of `random sizes of all` changed at a time.
 ABLATIONS = {
     "no smoothing": _changed(smooth=False),
     "no distillation": _changed(distillation=0.0),
@@ -224,7 +221,7 @@ ABLATIONS = {
     "two fixed sizes": _sampled(
         lambda seed, low: nm.Sandwich(low, num_fixed=2, seed=seed)
     ),
-    "one random size": _sampled(
+    "one band": _sampled(
         lambda seed, low: nm.Sandwich(low, bands=1, max_random=1.0, seed=seed)
     ),
     "random sizes of all": _sampled(_of_all),
