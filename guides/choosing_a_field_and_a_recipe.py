@@ -47,7 +47,7 @@ the LeNet on MNIST, in which every width morphs:
 for method, runs in methods.items():
     first = runs[0]
     print(
-        f"{method:11} {len(runs)} seed(s), {first['base_epochs']} + "
+        f"{method:19} {len(runs)} seed(s), {first['base_epochs']} + "
         f"{first['epochs']} epochs of {first['examples']:,} images"
     )
 print(f"\nbackend {first['backend']}, {first['date']}, {first['versions']}")
@@ -60,7 +60,9 @@ print(f"\nbackend {first['backend']}, {first['date']}, {first['versions']}")
 - `l1`, `l2`, `taylor`, `hessian`, `random`: the full-size network with its
   least important channels removed, and no training after that. `l1 tuned`: half
   of the steps before the cut and half after it, once per size.
-- `no level`: `anchored` without corrections for the smallest sizes.
+- `random sizes of all`: `anchored` with random sizes from all of the range
+  rather than from 0.75 down. `no level`: the same without corrections for the
+  smallest sizes.
 
 The script is `benchmarks/every_width.py`; the whole table with parameters and
 MACs is [here](../benchmarks/results/every_width_mnist-lenet.md).
@@ -75,11 +77,11 @@ def cells(method):
         yield "     -" if value is None else f"{value:6.2f}"
 
 
-print(f"{'kept width':11}", *(f"{ratio:6}" for ratio in ratios), " floor")
+print(f"{'kept width':19}", *(f"{ratio:6}" for ratio in ratios), " floor")
 for method, (first, *_) in methods.items():
     floor = first.get("floor")
     end = "     -" if floor is None else f"{floor:6.2f}"
-    print(f"{method:11}", *cells(method), end)
+    print(f"{method:19}", *cells(method), end)
 
 """
 ## The floor
@@ -103,7 +105,7 @@ for method in ("anchored", "slimmable", "integral", "implicit"):
         / (full - first["floor"])
         for ratio in ratios
     ]
-    print(f"{method:11}", *(f"{100 * share:6.1f}" for share in kept))
+    print(f"{method:19}", *(f"{100 * share:6.1f}" for share in kept))
 
 """
 ## How large a difference is real?
@@ -145,9 +147,10 @@ not, it is known for these seeds, this network and this budget.
 ## Below the trained range
 
 The sizes of training ended at 0.25. At 0.1875 nobody has looked while training.
-`anchored` is the network at 0.25 there without the channels that the others
-replace best, their part handed on; all other rows read the field as it is, and
-most fall far. If you need that size, train down to it all the same:
+`anchored` and `random sizes of all` are the network at 0.25 there without the
+channels that the others replace best, their part handed on; all other rows read
+the field as it is, and most fall far. If you need that size, train down to it
+all the same:
 `sampler=nm.Sandwich(min_ratio=0.1)`. How much a network can spare differs: see
 the rows of the ResNets.
 
@@ -156,14 +159,16 @@ the rows of the ResNets.
 All methods saw equally many *steps*, and steps differ. `step` is the time of
 one relative to a plain step of the full network; for `individual` and
 `distilled`, of all their sizes together. `stored` is the number of parameters
-from which all sizes come.
+from which all sizes come, `statistics` what is kept beside them: batch-norm
+statistics, and the moments by which some channels stand for others.
 """
 
 for method, (first, *_) in methods.items():
     if first.get("step_time") is not None:
         print(
-            f"{method:11} step {first['step_time']:5.2f}   "
-            f"stored {first['stored']:9,}"
+            f"{method:19} step {first['step_time']:5.2f}   "
+            f"stored {first['stored']:7,}   "
+            f"statistics {first.get('stored_statistics', 0):6,}"
         )
 
 """
