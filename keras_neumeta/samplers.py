@@ -22,7 +22,7 @@ from keras_neumeta.serialization import (
 )
 
 # Knots in the range of the random ratios.
-NUM_KNOTS = 7
+NUM_KNOTS = 13
 
 
 class SizeSampler(keras.layers.Layer):

@@ -34,6 +34,7 @@ class StatisticsField(keras.layers.Layer):
     from the layer's mean input, a further statistic, and the weights of the
     size; its curve holds only what this leaves (the borders of images). The
     curve of its variance holds the ratio to the sum of its squared weights.
+    Both go by the kept width of the layer's inputs, on which they depend.
     Variances are kept as logarithms: where the training seldom draws a size,
     a curve could else fall to zero.
 
@@ -85,11 +86,10 @@ class StatisticsField(keras.layers.Layer):
         # operations in each step.
         self.bundles = bundles(self.layouts)
         self.knots = []
-        self.size_knots = SizeKnots(
-            graph,
-            [self.layouts[bundle[0]] for bundle in self.bundles],
-            self.ratios,
-        )
+        places = list(self.layouts)
+        for each in graph.normalized_sums:
+            places[each.mean] = places[each.variance] = each.layout
+        self.size_knots = SizeKnots(graph, places, self.ratios)
         for number, bundle in enumerate(self.bundles):
             value = np.stack([np.asarray(values[i], "float32") for i in bundle])
             value = np.broadcast_to(value, (len(self.size_knots), *value.shape))
@@ -137,7 +137,8 @@ class StatisticsField(keras.layers.Layer):
         values = [None] * len(self.layouts)
         for number, bundle in enumerate(self.bundles):
             knots = ops.convert_to_tensor(self.knots[number])
-            value = ops.tensordot(hats[number], knots, axes=1)
+            hat = ops.take(hats, bundle, axis=0)
+            value = ops.einsum("bk,kb...->b...", hat, knots)
             layout = self.layouts[bundle[0]]
             results = result_axes(self.graph, layout, sizes)
             for n, axis in layout.axes.items():
@@ -187,10 +188,11 @@ class StatisticsField(keras.layers.Layer):
                     change, n + 1, sources[n], matrices, axis
                 )
                 change = self._mask(change, n + 1, axis, reached)
-            hat = hats[number]
+            hat = ops.take(hats, bundle, axis=0)
             # Then the curve moves by exactly the change at this size.
-            hat = hat / ops.sum(ops.square(hat))
-            hat = ops.reshape(hat, (-1,) + (1,) * (len(layout.shape) + 1))
+            hat = hat / ops.sum(ops.square(hat), axis=1, keepdims=True)
+            hat = ops.transpose(hat)
+            hat = ops.reshape(hat, hat.shape + (1,) * len(layout.shape))
             knots = self.knots[number]
             knots.assign(knots + hat * change[None])
 

@@ -496,7 +496,7 @@ def test_weights_and_statistics_follow_the_depth():
         change = ops.convert_to_numpy(weights[index]) - points[index]
         np.testing.assert_allclose(change, [0, 1, 2, 0][depth], atol=1e-5)
     # Statistics: one knot per number of blocks, for each ratio.
-    assert hyper.statistics.knots[0].shape[0] == 8 * 4
+    assert hyper.statistics.knots[0].shape[0] == 14 * 4
 
 
 def test_statistics_of_a_depth_are_those_of_its_network():

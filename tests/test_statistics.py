@@ -99,6 +99,24 @@ def test_starts_at_the_target(build):
         np.testing.assert_allclose(ops.convert_to_numpy(got), value, atol=1e-6)
 
 
+def test_sums_go_by_the_width_of_their_inputs():
+    """What is learned at full size holds for few outputs, not few inputs."""
+    field, _ = attached(linear_network, stretch=0.0)
+    graph = field.graph
+    place = graph.normalized_sums[0].variance
+    few = [graph.sizes({name: 0.5}) for name in ("conv", "first")]
+
+    def variances():
+        return [arrays(field.generate(sizes))[place] for sizes in few]
+
+    before = arrays(field.generate(graph.full_sizes))
+    after = [3.0 * x if n == place else x for n, x in enumerate(before)]
+    old = variances()
+    field.update(graph.full_sizes, before, after)
+    for factor, one, other in zip((3.0, 1.0), old, variances(), strict=True):
+        np.testing.assert_allclose(other / one, factor, rtol=0.02)
+
+
 @NETWORKS
 @pytest.mark.parametrize("stretch", [0.0, 0.5, 1.0])
 def test_tensor_sizes_equal_static_sizes(stretch, build):
@@ -209,12 +227,12 @@ def test_leading_slice_updates_only_the_channels_it_reads():
 @pytest.mark.parametrize(
     "sampler, ratios",
     [
-        (Sandwich(num_fixed=2), [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]),
-        (Sandwich(), [*np.linspace(0.25, 0.75, 7), 1.0]),
+        (Sandwich(num_fixed=2), np.linspace(0.25, 1.0, 13)),
+        (Sandwich(), [*np.linspace(0.25, 0.75, 13), 1.0]),
         # None beside 0.533333 and 0.766667.
         (
-            Sandwich(0.3, max_random=0.54),
-            [0.3, 0.34, 0.38, 0.42, 0.46, 0.5, 0.533333, 0.766667, 1.0],
+            Sandwich(0.3, max_random=0.536),
+            [*np.linspace(0.3, 0.536, 13)[:-1], 0.533333, 0.766667, 1.0],
         ),
         (Sandwich(0.5, 0.7, num_random=0, num_fixed=3), [0.5, 0.6, 0.7, 1.0]),
         (Switches((1.0, 0.3)), [0.3, 1.0]),
