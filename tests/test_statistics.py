@@ -109,7 +109,7 @@ def test_sums_go_by_the_width_of_their_inputs():
     def variances():
         return [arrays(field.generate(sizes))[place] for sizes in few]
 
-    before = arrays(field.generate(graph.full_sizes))
+    before = field.generate(graph.full_sizes)
     after = [3.0 * x if n == place else x for n, x in enumerate(before)]
     old = variances()
     field.update(graph.full_sizes, before, after)
