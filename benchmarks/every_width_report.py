@@ -32,8 +32,9 @@ ORDER = (
     "random",
 )
 SINGLE = ("individual", "distilled")
-# The figure is as high as these need; other methods may fall below.
+# The first of these that a file has is drawn as ours.
 OURS = ("anchored", "random sizes of all")
+# The figure is as high as these need; other methods may fall below.
 FRAMING = (*OURS, "implicit", "slimmable", *SINGLE)
 # One for each ten methods: there are ten colours.
 STYLES = ("-", "--", ":")
