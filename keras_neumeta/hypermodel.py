@@ -247,7 +247,13 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         # What interpolates, or is smooth, knows sizes in between by itself.
         follow = not (self.noise or field.stretch) and can_follow(self.graph)
         self.sampler.attach(self.graph, follow)
-        self.statistics = StatisticsField(sampler.knots, stretch=field.stretch)
+        fixed = sampler.static_ratios
+        self.statistics = StatisticsField(
+            sampler.knots,
+            field.stretch,
+            fixed=sorted(set(fixed)),
+            turns=len(sampler.knots) / max(sampler.num_sizes - len(fixed), 1),
+        )
         self.statistics.attach(
             self.graph, values["statistic"], values["weight"]
         )

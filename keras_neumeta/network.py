@@ -166,7 +166,7 @@ class Network:
             new = each.measure(read[each.layer])
             if self._mean_parts:
                 new = self._mean_parts[n].pad(new)
-            kept = each.momentum
+            kept = each.layout.momentum
             moved[number] = kept * means[number] + (1.0 - kept) * new
         return moved
 

@@ -18,6 +18,8 @@ from keras_neumeta.serialization import register_serializable
 
 # A variance that counts as none: that of Keras' batch norm.
 EPSILON = 1e-3
+# The share of one batch in a statistic, at most, unless its momentum is lower.
+FASTEST = 0.1
 
 
 @register_serializable
@@ -28,7 +30,10 @@ class StatisticsField(keras.layers.Layer):
     at a few ratios (and, where blocks can be left out, at a few numbers of
     blocks for each), linear in between, with channels read at the positions
     of the weight field. After a step at some size, the change of the moving
-    average is handed to the two knots around that size.
+    average is handed to the two knots around that size; that of a size which
+    every step measures, to all knots as far as the next such sizes. A knot
+    among random sizes has its turn once in many steps, and then takes several
+    steps at once: else it would hold for long what was true of other weights.
 
     The mean of what a linear layer computes is no smooth curve. It follows
     from the layer's mean input, a further statistic, and the weights of the
@@ -41,14 +46,25 @@ class StatisticsField(keras.layers.Layer):
     Args:
         ratios: Rising ratios of the knots, the last one 1.
         stretch: As in the weight field.
+        fixed: Rising ratios that every step measures.
+        turns: In how many steps a knot has its turn, among random sizes.
     """
 
-    def __init__(self, ratios=(0.25, 0.5, 0.75, 1.0), stretch=1.0, **kwargs):
+    def __init__(
+        self,
+        ratios=(0.25, 0.5, 0.75, 1.0),
+        stretch=1.0,
+        fixed=(),
+        turns=1.0,
+        **kwargs,
+    ):
         kwargs.setdefault("dtype", "float32")
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
         self.ratios = tuple(ratios)
         self.stretch = stretch
+        self.fixed = tuple(fixed)
+        self.turns = float(turns)
 
     def attach(self, graph, values, weights):
         """Creates the knots, all with the target's own statistics.
@@ -86,6 +102,10 @@ class StatisticsField(keras.layers.Layer):
         # operations in each step.
         self.bundles = bundles(self.layouts)
         self.knots = []
+        self.paces = [
+            max(min(self.turns * rate, FASTEST), rate) / rate
+            for rate in (1.0 - layout.momentum for layout in self.layouts)
+        ]
         places = list(self.layouts)
         for each in graph.normalized_sums:
             places[each.mean] = places[each.variance] = each.layout
@@ -164,14 +184,16 @@ class StatisticsField(keras.layers.Layer):
         spread = group_matrices(self.graph, sizes, make, offsets)
         matrices = {index: pair[0] for index, pair in spread.items()}
         reached = {index: pair[1] for index, pair in spread.items()}
-        hats = self.size_knots.weights(sizes)
+        # The curve moves by exactly the change at this size.
+        moves = self.size_knots.moves(sizes, self.fixed)
         changes = []
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             new = ops.cast(new, "float32")
             if number in self.least:
                 least = self.least[number]
                 old, new = ops.log(old + least), ops.log(new + least)
-            changes.append(_finite(ops.stop_gradient(new - old)))
+            pace = 1.0 if is_static(sizes) else self.paces[number]
+            changes.append(_finite(ops.stop_gradient(pace * (new - old))))
         # What follows from the mean inputs and the weights is not left to
         # the curves.
         for each, kernel, inputs in self._sums(changes, weights):
@@ -188,13 +210,10 @@ class StatisticsField(keras.layers.Layer):
                     change, n + 1, sources[n], matrices, axis
                 )
                 change = self._mask(change, n + 1, axis, reached)
-            hat = ops.take(hats, bundle, axis=0)
-            # Then the curve moves by exactly the change at this size.
-            hat = hat / ops.sum(ops.square(hat), axis=1, keepdims=True)
-            hat = ops.transpose(hat)
-            hat = ops.reshape(hat, hat.shape + (1,) * len(layout.shape))
+            move = ops.transpose(ops.take(moves, bundle, axis=0))
+            move = ops.reshape(move, move.shape + (1,) * len(layout.shape))
             knots = self.knots[number]
-            knots.assign(knots + hat * change[None])
+            knots.assign(knots + move * change[None])
 
     def _mask(self, change, number, axis, reached):
         """Leaves control points alone that this size does not read."""
@@ -220,6 +239,8 @@ class StatisticsField(keras.layers.Layer):
             **super().get_config(),
             "ratios": self.ratios,
             "stretch": self.stretch,
+            "fixed": self.fixed,
+            "turns": self.turns,
         }
 
 

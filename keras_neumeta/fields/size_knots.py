@@ -62,10 +62,35 @@ class SizeKnots:
         share = ops.cast(sizes, "float32") / full
         return self._weights(ops, share, ops.convert_to_tensor(self.shares))
 
-    def _weights(self, xp, share, shares):
+    def moves(self, sizes, fixed=()):
+        """How far each knot moves where one size moves by 1.
+
+        Those next to it move. At a size of a fixed ratio, those up to the next
+        fixed ratios go along, less the farther they are: what one of a few
+        sizes that every step measures tells of those that it seldom does.
+
+        Args:
+            sizes: See `WeightField.generate`.
+            fixed: Rising ratios.
+
+        Returns:
+            Tensor `(arrays, knots)`.
+        """
+        weights = moves = self.weights(sizes)
+        if is_static(sizes) and len(fixed):
+            share = np.array(sizes, "float32") / self.full_sizes
+            moves = self._weights(np, share, self.shares, np.array(fixed))
+            moves = ops.convert_to_tensor(moves.astype("float32"))
+        return moves / ops.sum(moves * weights, axis=1, keepdims=True)
+
+    def _weights(self, xp, share, shares, fixed=None):
         # Not `matmul`: NumPy's warns of invalid values where there are none.
         kept = xp.sum(shares * share, axis=-1)
-        weights = _hats(xp, kept, self.ratios)
+        if fixed is None:
+            weights = _hats(xp, kept, self.ratios)
+        else:
+            near = _hats(xp, self.ratios, fixed)
+            weights = (_hats(xp, kept, fixed)[:, None] * near).sum(axis=-1)
         if len(self.depths) == 1:
             return weights
         deep = _hats(xp, share[-1:], self.depths)

@@ -176,6 +176,7 @@ class VariableLayout:
             and the like.
         summed: The axes that the layer sums over (input channels).
         minimum: Lower bound of a statistic (0 for a variance).
+        momentum: Share of a statistic that stays in a training step.
         table: Whether the rows of a weight are looked up (an embedding), so
             that neighbours need not be alike.
         block: Place of the block that it is left out with among those of the
@@ -190,6 +191,7 @@ class VariableLayout:
     uses: tuple = ()
     summed: tuple = ()
     minimum: float = -np.inf
+    momentum: float = 0.0
     table: bool = False
     block: int | None = None
 

@@ -85,13 +85,11 @@ class NormalizedSum(LinearSum):
     Attributes:
         mean, variance: Places of the moving mean and variance among the
             statistics.
-        momentum: Of the moving statistics.
         epsilon: Variance that counts as none.
     """
 
     mean: int
     variance: int
-    momentum: float
     epsilon: float
 
     def predict_variance(self, kernel):
@@ -159,12 +157,14 @@ def find_sums(function, variables, layouts, groups):
         }
         sums.append(LinearSum(**known))
         for norm in (node.operation for node in following):
+            layout = dataclasses.replace(
+                known["layout"], momentum=norm.momentum
+            )
             normalized.append(
                 NormalizedSum(
-                    **known,
+                    **{**known, "layout": layout},
                     mean=place[id(norm.moving_mean)][0],
                     variance=place[id(norm.moving_variance)][0],
-                    momentum=norm.momentum,
                     epsilon=norm.epsilon,
                 )
             )

@@ -48,6 +48,7 @@ class _Registered:
     role: str
     uses: list
     minimum: float = -np.inf
+    momentum: float = 0.0
     table: bool = False
 
 
@@ -210,15 +211,23 @@ class LayerCall:
             table=table,
         )
 
-    def statistic(self, variable, labels, minimum=-np.inf):
+    def statistic(self, variable, labels, minimum=-np.inf, momentum=0.0):
         """Like `weight`, for moving statistics, which belong to a size.
 
         Args:
             variable, labels: As for `weight`.
             minimum: Lower bound of the values (0 for a variance).
+            momentum: Share of them that stays in a training step.
         """
         self._tracer.register(
-            self._outer, variable, labels, (), "statistic", [], minimum
+            self._outer,
+            variable,
+            labels,
+            (),
+            "statistic",
+            [],
+            minimum,
+            momentum,
         )
 
     def resize(self, argument, labels):
@@ -321,6 +330,7 @@ class Tracer:
         role,
         uses,
         minimum=-np.inf,
+        momentum=0.0,
         table=False,
     ):
         if variable is None:
@@ -349,6 +359,7 @@ class Tracer:
                 role,
                 list(uses),
                 minimum,
+                momentum,
                 table,
             )
             return
@@ -579,6 +590,7 @@ class Tracer:
             ),
             entry.summed,
             entry.minimum,
+            entry.momentum,
             entry.table,
         )
 

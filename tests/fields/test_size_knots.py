@@ -57,3 +57,20 @@ def test_sizes_of_a_compiled_step(knots):
         dynamic = weights(knots, tensor)
         np.testing.assert_allclose(dynamic, weights(knots, sizes), atol=1e-6)
         np.testing.assert_allclose(dynamic.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_moves(knots):
+    """Of one size by 1; at a fixed ratio all up to the next one go along."""
+    for sizes in [(6, 4, 2), (4, 8, 2), (3, 7, 2)]:
+        tensor = ops.convert_to_tensor(np.array(sizes, "int32"))
+        read = weights(knots, sizes)
+        for given, fixed in [(sizes, ()), (sizes, (0.25, 1.0)), (tensor, (1,))]:
+            moves = ops.convert_to_numpy(knots.moves(given, fixed))
+            np.testing.assert_allclose((moves * read).sum(axis=1), 1, rtol=1e-5)
+            if not len(fixed) or given is tensor:
+                assert ((moves > 0) == (read > 0)).all()
+    moves = ops.convert_to_numpy(knots.moves((8, 16, 2), (0.25, 1.0)))
+    np.testing.assert_allclose(moves, [[0, 1 / 3, 1]] * 3, atol=1e-6)
+    # Above the largest fixed ratio as well as there.
+    moves = ops.convert_to_numpy(knots.moves((4, 8, 2), (0.5,)))
+    np.testing.assert_allclose(moves, [[1, 1, 1]] * 3, atol=1e-6)

@@ -20,8 +20,10 @@ def batch_normalization(call):
     labels = {0: x.channels(layer.axis)}
     call.weight(layer.gamma, labels)
     call.weight(layer.beta, labels)
-    call.statistic(layer.moving_mean, labels)
-    call.statistic(layer.moving_variance, labels, minimum=0.0)
+    call.statistic(layer.moving_mean, labels, momentum=layer.momentum)
+    call.statistic(
+        layer.moving_variance, labels, minimum=0.0, momentum=layer.momentum
+    )
     return call.output(x.labels)
 
 

@@ -32,8 +32,9 @@ def register_rule(*layer_classes):
     - `call.weight(variable, {axis: labels})`: what the axes of a weight hold.
       `summed` are the axes that the layer sums over, `positions` how often
       one example uses each weight (for the multiply-accumulates).
-    - `call.statistic(variable, {axis: labels}, minimum=...)`: the same for
-      moving statistics, not trained; `minimum` is 0 for a variance.
+    - `call.statistic(variable, {axis: labels}, minimum=..., momentum=...)`:
+      the same for moving statistics, not trained; `minimum` is 0 for a
+      variance, `momentum` the share of them that stays in a training step.
     - `call.resize(argument, labels)`: which argument of `get_config()` counts
       these channels. A smaller layer is made from the config.
     - `call.tie(first, second)`: two label arrays of equal length are the same
