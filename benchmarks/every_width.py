@@ -33,12 +33,13 @@ from fused import use_fused_batch_norm
 from timing import alternate
 
 import keras_neumeta as nm
-from keras_neumeta.fields.anchored import default_levels
 from keras_neumeta.provenance import provenance
 
 BATCH_SIZE = 128
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SWITCHES = (1.0, 0.75, 0.5, 0.25)
+# Where kept statistics are compared with those measured anew.
+BETWEEN = (0.9, 0.7, 0.65, 0.6, 0.55, 0.45, 0.4, 0.35, 0.3)
 # How networks of fields that were trained with noise are averaged.
 AVERAGE = {"samples": 50, "noise": 0.5}
 
@@ -179,19 +180,14 @@ PRUNED = ("l1", "l2", "taylor", "hessian", "random")
 TUNED = tuple(f"{criterion} tuned" for criterion in PRUNED)
 
 
-def _changed(**arguments):
-    """The default method with random sizes of all, and arguments changed."""
-    return lambda seed, low: {"sampler": _of_all(seed, low), **arguments}
-
-
 def _sampled(sampler):
     return lambda seed, low: {"sampler": sampler(seed, low)}
 
 
 def _field(noise=0.0, smooth=True, **changes):
     def arguments(seed, low):
-        # As by default, where the change allows it.
-        levels = () if changes.get("stretch") else default_levels(low)
+        # Where the change allows it.
+        levels = (0.25,) if low <= 0.25 and not changes.get("stretch") else ()
         return {
             "sampler": _of_all(seed, low),
             "field": nm.AnchoredField(**{"levels": levels, **changes}),
@@ -200,6 +196,11 @@ def _field(noise=0.0, smooth=True, **changes):
         }
 
     return arguments
+
+
+def _changed(**changes):
+    """Random sizes of all, a level whatever it stores, arguments changed."""
+    return lambda seed, low: {**_field()(seed, low), **changes}
 
 
 # One part of `random sizes of all` changed at a time.
@@ -224,7 +225,7 @@ ABLATIONS = {
     "one band": _sampled(
         lambda seed, low: nm.Sandwich(low, bands=1, max_random=1.0, seed=seed)
     ),
-    "random sizes of all": _sampled(_of_all),
+    "random sizes of all": _field(),
     "small random sizes": _sampled(
         lambda seed, low: nm.Sandwich(
             low, bands=1, max_random=low**0.5, seed=seed
@@ -461,6 +462,13 @@ class Bench:
         )
         return round(100 * result["accuracy"], 2)
 
+    def recalibrated(self, model, inputs):
+        """Accuracy with statistics measured anew; the model stays as it is."""
+        anew = keras.models.clone_model(model)
+        anew.set_weights(model.get_weights())
+        nm.calibrate(anew, inputs)
+        return self.accuracy(anew)
+
     def as_trained(self):
         """Some batches of inputs as in training, to measure statistics."""
         return self.batches().take(40).cache()
@@ -500,16 +508,23 @@ class Bench:
         rows, inputs = [], self.as_trained()
         for ratio in (*self.task.tested, *self.task.beyond):
             model = hyper.morph(ratio)
-            anew = hyper.morph(ratio)
-            nm.calibrate(anew, inputs)
-            more = {"recalibrated": self.accuracy(anew)}
+            more = {"recalibrated": self.recalibrated(model, inputs)}
             if hyper.noise:
                 average = hyper.morph(ratio, **AVERAGE)
                 more["averaged"] = self.accuracy(average)
             rows.append(self.row(ratio, model, **more))
+        between = []
+        for ratio in BETWEEN:
+            if ratio > self.task.trained[0]:
+                model = hyper.morph(ratio)
+                accuracy = self.accuracy(model)
+                anew = self.recalibrated(model, inputs)
+                between.append([ratio, accuracy, anew])
         floor = nm.sweep(compiled(hyper), *self.test, [], batch_size=500)
         return {
             "rows": rows,
+            # Ratio, accuracy, accuracy with statistics measured anew.
+            "between": between,
             "floor": round(100 * floor.rows[0]["accuracy"], 2),
             "stored": hyper.field.count_params() + self.num_frozen,
             "stored_statistics": sum(

@@ -144,6 +144,36 @@ def table(runs):
     return "\n".join(lines)
 
 
+def between(runs):
+    """What statistics measured anew would change between the tested sizes."""
+    with_them = {
+        method: [run for run in own if run.get("between")]
+        for method, own in by_method(runs).items()
+    }
+    with_them = {method: own for method, own in with_them.items() if own}
+    if not with_them:
+        return ""
+    first = next(iter(with_them.values()))[0]
+    ratios = [ratio for ratio, _, _ in first["between"]]
+    lines = [
+        "",
+        "",
+        "Accuracy with the statistics kept while training, and how much more "
+        "(mean over the seeds) it is than with statistics measured anew:",
+        "",
+        "| kept width | " + " | ".join(f"{r:g}" for r in ratios) + " |",
+        "|---|" + "--:|" * len(ratios),
+    ]
+    for method, own in with_them.items():
+        cells = []
+        for sizes in zip(*(run["between"] for run in own), strict=True):
+            kept = statistics.mean(accuracy for _, accuracy, _ in sizes)
+            anew = statistics.mean(accuracy for _, _, accuracy in sizes)
+            cells.append(f"{kept:.2f} ({kept - anew:+.2f})")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def accuracies(runs, ratios, key="accuracy"):
     """Cells of a row: the mean, and the spread if there is one."""
     cells = []
@@ -236,9 +266,10 @@ def main():
             f"{first['backend']}. Made by `benchmarks/every_width.py` and "
             "`every_width_report.py`.\n\n"
         )
-        path.with_suffix(".md").write_text(text + table(runs) + "\n")
+        text += table(runs) + between(runs)
+        path.with_suffix(".md").write_text(text + "\n")
         plot(runs, path.with_suffix(".png"))
-        print(text + table(runs))
+        print(text)
 
 
 if __name__ == "__main__":
