@@ -47,12 +47,12 @@ from keras_neumeta.statistics import StatisticsField
 from keras_neumeta.targets import check_depth, check_target, warn_of_ignored
 
 _FIELDS = {
-    "anchored": lambda seed, min_ratio: AnchoredField(
-        levels=default_levels(min_ratio)
+    "anchored": lambda seed, graph, min_ratio: AnchoredField(
+        levels=default_levels(graph, min_ratio)
     ),
-    "implicit": lambda seed, min_ratio: ImplicitField(seed=seed),
-    "integral": lambda seed, min_ratio: IntegralField(),
-    "slimmable": lambda seed, min_ratio: SlimmableField(),
+    "implicit": lambda seed, graph, min_ratio: ImplicitField(seed=seed),
+    "integral": lambda seed, graph, min_ratio: IntegralField(),
+    "slimmable": lambda seed, graph, min_ratio: SlimmableField(),
 }
 _SAMPLERS = {
     "sandwich": samplers.Sandwich,
@@ -89,7 +89,8 @@ class ManifoldHyperModel(GradientStep, keras.Model):
         field: A `WeightField`, or `"anchored"`, `"implicit"`, `"slimmable"`,
             `"integral"`. Anchored: `AnchoredField(levels=(0.25,))`, with
             corrections of a quarter-size network's own, or without levels where
-            the sampler draws no such size.
+            the sampler draws no such size or they would store more than a
+            tenth of the parameters.
         sampler: A `SizeSampler`, `"sandwich"`, `"uniform"`, or
             `"independent"` to train for a ratio per channel group.
         layers: The layers whose channels may change: names, patterns such as
@@ -202,6 +203,7 @@ class ManifoldHyperModel(GradientStep, keras.Model):
             _FIELDS,
             WeightField,
             seed=seed,
+            graph=graph,
             min_ratio=sampler.min_ratio,
         )
         # Layers cast what they compute with; the field stays in float32.

@@ -93,12 +93,28 @@ def fitted():
     return hyper, target, before, states, history
 
 
+SIZES = {"first": 64, "second": 64, "logits": 3}
+
+
 @pytest.mark.parametrize(
-    "least, levels", [(0.1, [0.25]), (0.25, [0.25]), (0.5, [])]
+    "least, kept, levels",
+    [
+        (0.1, "*", [0.25]),
+        (0.25, "*", [0.25]),
+        (0.5, "*", []),
+        # A quarter of nearly all parameters would be stored once more.
+        (0.25, "second", []),
+    ],
 )
-def test_default_field_has_a_level_where_small_sizes_are_trained(least, levels):
+def test_default_field_has_a_level_where_small_sizes_need_it(
+    least, kept, levels
+):
     sampler = keras_neumeta.Sandwich(min_ratio=least)
-    hyper = ManifoldHyperModel(mlp(), sampler=sampler)
+    model = keras.Sequential(
+        [keras.Input((4,))]
+        + [layers.Dense(n, name=name) for name, n in SIZES.items()]
+    )
+    hyper = ManifoldHyperModel(model, sampler=sampler, layers=kept)
     assert hyper.field.levels == levels
     # Of its own: the smallest size moves, the full one stays.
     full, small = (snapshot(hyper.morph(ratio)) for ratio in (1.0, 0.25))

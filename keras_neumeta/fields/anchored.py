@@ -15,14 +15,38 @@ from keras_neumeta.graph import Part
 from keras_neumeta.graph.sizes import check_ratio
 from keras_neumeta.serialization import register_serializable
 
+# Corrections that are worth their room, as a share of the parameters.
+MOST_CORRECTIONS = 0.1
 
-def default_levels(min_ratio):
+
+def default_levels(graph, min_ratio):
     """The `levels` of a field that is trained down to a ratio.
 
-    The smallest sizes get corrections of their own, if they are trained: what
-    they need takes much from the largest ones.
+    The smallest sizes get corrections of their own, if they are trained and
+    small: what they need takes much from the largest ones.
+
+    Args:
+        graph: `ChannelGraph` of the target.
+        min_ratio: The smallest ratio of the training.
     """
-    return (0.25,) if min_ratio <= 0.25 else ()
+    if min_ratio > 0.25:
+        return ()
+    sizes = graph.sizes(0.25)
+    number = sum(
+        layout.count_params(sizes)
+        for layout in graph.layouts
+        if _is_corrected(layout, sizes)
+    )
+    most = MOST_CORRECTIONS * graph.count_params()
+    return (0.25,) if number <= most else ()
+
+
+def _is_corrected(layout, sizes):
+    return (
+        layout.role == "weight"
+        and layout.trainable
+        and any(layout.slices(sizes))
+    )
 
 
 @register_serializable
@@ -140,9 +164,9 @@ class AnchoredField(WeightField):
         sizes = self.graph.sizes(ratio)
         level = {}
         for index, layout in enumerate(self.layouts):
-            part = Part(layout, sizes)
-            if not part.kept or not layout.trainable:
+            if not _is_corrected(layout, sizes):
                 continue
+            part = Part(layout, sizes)
             corrections = self.add_weight(
                 shape=layout.shape_at(sizes),
                 initializer="zeros",
